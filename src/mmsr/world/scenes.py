@@ -1,0 +1,194 @@
+"""Scenes: two to four framed flags on a varied background, drawn from a seed.
+
+    scene = draw_scene(world, ["ke", "pe", "fr"], seed=7)
+    scene.picture                 # 384×384 RGB, the resolution the tools crop from
+    scene.flags[0].box            # the gold box of one flag in pixels, x1, y1, x2, y2
+    scene.references(0)           # expressions that mean this flag and no other
+
+The policy sees a scene smaller than this (96 pixels on the tiny preset): a box is easy to name there, a flag is not.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFilter
+
+from mmsr.world.data import World
+
+Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the scene, x2 and y2 exclusive
+
+SIDE = 384
+MAX_TILT = 12.0
+FRAME = 12
+FRAME_COLOURS = {
+    "red": (205, 30, 40),
+    "orange": (250, 140, 20),
+    "yellow": (250, 220, 40),
+    "green": (20, 140, 60),
+    "blue": (30, 70, 200),
+    "purple": (130, 50, 160),
+    "black": (15, 15, 15),
+    "white": (250, 250, 250),
+}
+BACKGROUNDS = ((225, 220, 210), (190, 205, 215), (160, 150, 140), (205, 195, 160), (175, 195, 170), (120, 125, 135))
+
+
+@dataclass(frozen=True)
+class PlacedFlag:
+    """One flag in a scene: what it is, the box of its cloth (without the frame), frame colour and width in pixels."""
+
+    iso: str
+    box: Box
+    frame: str
+    width: int
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        x1, y1, x2, y2 = self.box
+        return (x1 + x2) / 2, (y1 + y2) / 2
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture with its flags. `seed` and the ISO codes redraw it exactly."""
+
+    picture: Image.Image
+    flags: tuple[PlacedFlag, ...]
+    seed: int
+
+    def references(self, index: int, kinds: Sequence[str] = ("position", "frame", "size", "relative")) -> list[str]:
+        """Expressions that point at flag `index` and at no other flag of this scene, without "the flag …"."""
+        found = []
+        for kind in kinds:
+            found += [words for words, flags in _REFERENCES[kind](self) if flags == [index]]
+        return found
+
+
+def _extreme(scene: Scene, key, margin: float) -> list[int]:
+    """The flag with the smallest key, if it leads the next one by `margin`."""
+    order = sorted(range(len(scene.flags)), key=lambda i: key(scene.flags[i]))
+    return [order[0]] if key(scene.flags[order[1]]) - key(scene.flags[order[0]]) >= margin else []
+
+
+def _by_position(scene: Scene) -> list[tuple[str, list[int]]]:
+    edges = {
+        "on the left": lambda f: f.centre[0],
+        "on the right": lambda f: -f.centre[0],
+        "at the top": lambda f: f.centre[1],
+        "at the bottom": lambda f: -f.centre[1],
+    }
+    return [(words, _extreme(scene, key, SIDE * 0.12)) for words, key in edges.items()]
+
+
+def _by_frame(scene: Scene) -> list[tuple[str, list[int]]]:
+    return [
+        (f"in the {colour} frame", [i for i, flag in enumerate(scene.flags) if flag.frame == colour])
+        for colour in dict.fromkeys(flag.frame for flag in scene.flags)
+    ]
+
+
+def _by_size(scene: Scene) -> list[tuple[str, list[int]]]:
+    return [
+        ("that is the largest", _extreme(scene, lambda f: -f.width, 18)),
+        ("that is the smallest", _extreme(scene, lambda f: f.width, 18)),
+    ]
+
+
+def _by_neighbour(scene: Scene) -> list[tuple[str, list[int]]]:
+    """The only flag on one side of a framed flag."""
+    found = []
+    margin = SIDE * 0.12
+    for words, flags in _by_frame(scene):
+        if len(flags) != 1:
+            continue
+        x, y = scene.flags[flags[0]].centre
+        others = [(i, *flag.centre) for i, flag in enumerate(scene.flags) if i != flags[0]]
+        anchor = f"the one {words}"
+        found += [
+            (f"to the left of {anchor}", [i for i, fx, _ in others if fx < x - margin]),
+            (f"to the right of {anchor}", [i for i, fx, _ in others if fx > x + margin]),
+            (f"above {anchor}", [i for i, _, fy in others if fy < y - margin]),
+            (f"below {anchor}", [i for i, _, fy in others if fy > y + margin]),
+        ]
+    return found
+
+
+_REFERENCES = {"position": _by_position, "frame": _by_frame, "size": _by_size, "relative": _by_neighbour}
+
+
+def _background(rng: random.Random) -> Image.Image:
+    """A soft gradient between two wall colours with a few blurred shapes on it."""
+    first, second = rng.sample(BACKGROUNDS, 2)
+    ramp = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize((SIDE, SIDE))
+    picture = Image.composite(Image.new("RGB", (SIDE, SIDE), first), Image.new("RGB", (SIDE, SIDE), second), ramp)
+    draw = ImageDraw.Draw(picture)
+    for _ in range(rng.randint(2, 7)):
+        x, y, r = rng.randint(0, SIDE), rng.randint(0, SIDE), rng.randint(15, 80)
+        shade = tuple(max(0, min(255, c + rng.randint(-35, 35))) for c in rng.choice((first, second)))
+        (draw.ellipse if rng.random() < 0.5 else draw.rectangle)((x - r, y - r // 2, x + r, y + r // 2), fill=shade)
+    return picture.filter(ImageFilter.GaussianBlur(3))
+
+
+def _framed(flag: Image.Image, width: int, colour: tuple[int, int, int]) -> Image.Image:
+    """The flag on white cloth at `width` pixels, with a frame round it."""
+    height = max(1, round(flag.height * width / flag.width))
+    cloth = Image.alpha_composite(Image.new("RGBA", flag.size, "white"), flag).convert("RGB")
+    framed = Image.new("RGB", (width + 2 * FRAME, height + 2 * FRAME), colour)
+    framed.paste(cloth.resize((width, height), Image.Resampling.BILINEAR), (FRAME, FRAME))
+    return framed
+
+
+def _tilted_size(width: float, height: float, tilt: float) -> tuple[float, float]:
+    cos, sin = abs(math.cos(math.radians(tilt))), abs(math.sin(math.radians(tilt)))
+    return width * cos + height * sin, width * sin + height * cos
+
+
+def draw_scene(world: World, isos: Sequence[str], seed: int) -> Scene:
+    """Draw these flags at places, sizes, tilts and frame colours that follow from `seed`.
+
+    Raises ValueError where the flags do not fit, which with up to four flags does not happen.
+    """
+    return place_flags([(iso, world.flag(iso)) for iso in isos], seed)
+
+
+def place_flags(flags: Sequence[tuple[str, Image.Image]], seed: int) -> Scene:
+    """Draw named pictures of flags; `draw_scene` for flags of the world, pre-training for invented ones."""
+    for attempt in range(50):
+        rng = random.Random(f"{seed}/{attempt}/" + "/".join(name for name, _ in flags))
+        picture, placed, taken = _background(rng), [], []
+        for name, flag in flags:
+            spot = _find_spot(flag, rng, taken)
+            if spot is None:
+                break
+            width, tilt, x, y = spot
+            frame = rng.choice(list(FRAME_COLOURS))
+            framed = _framed(flag, width, FRAME_COLOURS[frame])
+            mask = Image.new("L", framed.size, 255)
+            rotated = framed.rotate(tilt, Image.Resampling.BICUBIC, expand=True)
+            picture.paste(rotated, (x, y), mask.rotate(tilt, Image.Resampling.BICUBIC, expand=True))
+            inner = _tilted_size(framed.width - 2 * FRAME, framed.height - 2 * FRAME, tilt)
+            cx, cy = x + rotated.width / 2, y + rotated.height / 2
+            box = (cx - inner[0] / 2, cy - inner[1] / 2, cx + inner[0] / 2, cy + inner[1] / 2)
+            placed.append(PlacedFlag(name, tuple(round(v) for v in box), frame, width))
+            taken.append((x, y, x + rotated.width, y + rotated.height))
+        else:
+            return Scene(picture, tuple(placed), seed)
+    raise ValueError(f"{len(flags)} flags do not fit a scene of {SIDE} pixels: ask for four or fewer")
+
+
+def _find_spot(flag: Image.Image, rng: random.Random, taken: list[Box]) -> tuple[int, float, int, int] | None:
+    """A width, a tilt and a corner that overlap nothing placed before, or None after 40 tries."""
+    for _ in range(40):
+        area = rng.uniform(74, 132) ** 2 * 0.66  # square flags get the same area as long ones
+        width = round(math.sqrt(area * flag.width / flag.height))
+        tilt = rng.uniform(-MAX_TILT, MAX_TILT)
+        outer = _tilted_size(width + 2 * FRAME, width * flag.height / flag.width + 2 * FRAME, tilt)
+        w, h = (math.ceil(v) + 2 for v in outer)
+        x, y = rng.randint(2, SIDE - w - 2), rng.randint(2, SIDE - h - 2)
+        if all(x + w < a or x > c or y + h < b or y > d for a, b, c, d in taken):
+            return width, tilt, x, y
+    return None
