@@ -1,0 +1,188 @@
+"""The policy: a Qwen2.5-VL, tiny or from the hub, its processor, LoRA, and batched generation.
+
+    policy = load_policy("tiny")                                   # shipped in the package, under 8M parameters
+    policy = load_policy("Qwen/Qwen2.5-VL-3B-Instruct", revision=…) # the same class, the same code
+    add_lora(policy, r=8)                                           # on the language model alone; vision stays frozen
+    policy.generate([(picture, messages), …], max_new_tokens=64)
+    with policy.base(): …                                           # the frozen base, LoRA switched off
+
+Boxes the model writes are in pixels of the picture after its processor's resizing (Qwen2.5-VL's own frame); `to_picture`
+scales them back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from transformers import (
+    AutoProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+
+from mmsr.protocol import CHAT_TEMPLATE, Box
+
+TINY_DIR = Path(__file__).parent / "assets" / "tiny"
+LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+class PictureProcessor(Qwen2_5_VLProcessor):
+    """Qwen2.5-VL's processor for pictures alone.
+
+    The stock class also builds a video processor, which needs torchvision; this one does without and always uses the
+    PIL picture processor, so that a result does not depend on whether torchvision happens to be installed.
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **_: Any):
+        super().__init__(image_processor, tokenizer, None, chat_template=chat_template)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return ["image_processor", "tokenizer"]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, with pixels and grids as tensors whatever else is asked: TRL's tool loop needs them."""
+        batch = super().__call__(*args, **kwargs)
+        for key in ("pixel_values", "image_grid_thw"):
+            if key in batch and not isinstance(batch[key], torch.Tensor):
+                batch[key] = torch.as_tensor(batch[key])
+        return batch
+
+
+@dataclass
+class Policy:
+    """A model with its processor. `model` may be wrapped by LoRA; `name` is what it was loaded from."""
+
+    model: Any
+    processor: PictureProcessor
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    def count_tokens(self, text: str) -> int:
+        """Length of a text in this policy's tokens."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def frame(self, picture: Image.Image) -> tuple[int, int]:
+        """Width and height at which this policy sees a picture; its boxes are in this frame."""
+        processor = self.processor.image_processor
+        height, width = smart_resize(
+            picture.height,
+            picture.width,
+            factor=processor.patch_size * processor.merge_size,
+            min_pixels=processor.size["shortest_edge"],
+            max_pixels=processor.size["longest_edge"],
+        )
+        return width, height
+
+    def to_picture(self, box: Sequence[float], picture: Image.Image) -> Box:
+        """Scale a box from this policy's frame to pixels of the picture."""
+        width, height = self.frame(picture)
+        sx, sy = picture.width / width, picture.height / height
+        return tuple(round(v * s) for v, s in zip(box, (sx, sy, sx, sy)))
+
+    @contextlib.contextmanager
+    def base(self) -> Iterator[None]:
+        """The base model as it was before LoRA, in this block."""
+        with self.model.disable_adapter() if isinstance(self.model, PeftModel) else contextlib.nullcontext():
+            yield
+
+    def generate(
+        self,
+        conversations: Sequence[tuple[Image.Image | None, list[dict]]],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        batch_size: int = 64,
+    ) -> list[str]:
+        """The next assistant turn of each conversation: its text, special tokens cut, in the order given.
+
+        At temperature 0 decoding is greedy; otherwise sampling follows torch's global seed.
+        """
+        order = sorted(range(len(conversations)), key=lambda i: sum(len(str(m["content"])) for m in conversations[i][1]))
+        texts: dict[int, str] = {}
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            ids = self._generate_batch([conversations[i] for i in indices], max_new_tokens, temperature)
+            texts |= dict(zip(indices, self.tokenizer.batch_decode(ids, skip_special_tokens=True)))
+        return [texts[i] for i in range(len(conversations))]
+
+    @torch.no_grad()
+    def _generate_batch(self, batch: list, max_new_tokens: int, temperature: float) -> torch.Tensor:
+        rendered = [
+            self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            for _, messages in batch
+        ]
+        pictures = [[picture] for picture, _ in batch if picture is not None]
+        inputs = self.processor(
+            text=rendered, images=pictures or None, padding=True, padding_side="left", return_tensors="pt"
+        ).to(self.device)
+        training = self.model.training
+        self.model.eval()
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            output = self.model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self.tokenizer.pad_token_id,
+                eos_token_id=self.tokenizer.eos_token_id,
+                **sampling,
+            )
+        self.model.train(training)
+        return output[:, inputs["input_ids"].shape[1] :]
+
+
+def load_processor(name: str, revision: str | None = None, max_pixels: int | None = None) -> PictureProcessor:
+    """The processor of "tiny", a local folder or a hub name, with the protocol's chat template."""
+    if name == "tiny":
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_DIR)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(TINY_DIR)
+    else:
+        tokenizer = AutoProcessor.from_pretrained(name, revision=revision).tokenizer
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision)
+    if max_pixels:
+        image_processor.size = {**image_processor.size, "longest_edge": max_pixels}
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.padding_side = "left"
+    return PictureProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+
+
+def load_policy(
+    name: str, adapter: Path | None = None, revision: str | None = None, max_pixels: int | None = None
+) -> Policy:
+    """Load a policy on the GPU if there is one. `adapter` is a folder of LoRA weights, kept trainable.
+
+    Raises OSError, from transformers, where the model or the adapter cannot be found.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float32 if name == "tiny" else torch.bfloat16
+    source = TINY_DIR if name == "tiny" else name
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, revision=revision, dtype=dtype).to(device)
+    model.requires_grad_(False)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    return Policy(model.eval(), load_processor(name, revision, max_pixels), name)
+
+
+def lora_config(r: int, alpha: int) -> LoraConfig:
+    """LoRA on every linear layer of the language model and on nothing else (paper §4.1)."""
+    return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+
+
+def add_lora(policy: Policy, r: int, alpha: int) -> Policy:
+    """A policy whose language model carries fresh LoRA weights; they start as no change at all."""
+    return Policy(get_peft_model(policy.model, lora_config(r, alpha)), policy.processor, policy.name)

@@ -1,0 +1,297 @@
+"""How the tiny base was made: one command, one seed, minutes on a GPU (or on a CPU with patience).
+
+    python -m mmsr.pretrain --out base --minutes 9 --seed 0
+
+It trains a byte-level BPE on the lessons, then a Qwen2.5-VL of under 8M parameters on sequences of lessons (lessons.py),
+with loss on every text token. Nothing in the kit imports this module; the result is shipped in `assets/tiny`, and
+`python -m mmsr.basecheck` measures what it can do. Sources: Qwen2.5-VL (arXiv 2502.13923) for the architecture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from mmsr.lessons import PLAIN_WORDS, VIEW, lesson_scene, scene_lessons, text_lesson
+from mmsr.world.data import World, load_world
+
+VOCABULARY = 2560
+PATCH, MERGE = 8, 2
+GRID = VIEW // PATCH
+PICTURE_TOKENS = (GRID // MERGE) ** 2
+LENGTH = 576
+SCENE_REUSE = 2
+SPECIALS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+# Qwen's own splitting of text into words, single digits and runs of punctuation
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def train_tokenizer(world: World, seed: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 2,560 tokens, trained on lessons: train countries and invented words alone."""
+    rng = random.Random(f"{seed}/tokenizer")
+    texts = [" ".join(PLAIN_WORDS)] * 200
+    for _ in range(20_000):
+        texts += text_lesson(world, rng, copying=0.1)
+    for _ in range(150):
+        for lesson in scene_lessons(world, lesson_scene(world, rng), rng):
+            texts += lesson
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=list(SPECIALS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=[s for s in SPECIALS if s not in {"<|im_end|>", "<|endoftext|>"}],
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
+
+
+def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+    """A Qwen2.5-VL of about 5M parameters: 4 language layers of 256, 4 vision layers of 128, 8-pixel patches."""
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIALS}
+    return Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": VOCABULARY,
+            "hidden_size": 256,
+            "intermediate_size": 768,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": ids["<|im_end|>"],
+            "pad_token_id": ids["<|endoftext|>"],
+        },
+        vision_config={
+            "depth": 4,
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_heads": 4,
+            "out_hidden_size": 256,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "window_size": VIEW,
+            "fullatt_block_indexes": [0, 1, 2, 3],
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=True,
+    )
+
+
+def picture_processor() -> Qwen2VLImageProcessorPil:
+    """Every picture is brought to about 96×96 pixels, in steps of 16."""
+    size = {"shortest_edge": VIEW * VIEW, "longest_edge": VIEW * VIEW}
+    return Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, size=size)
+
+
+class Lessons(IterableDataset):
+    """Endless sequences: (token ids [LENGTH], picture [96, 96, 3] as bytes). Each worker draws its own."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, warm: int):
+        self.tokenizer, self.seed, self.warm = tokenizer, seed, warm
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        world, worker = load_world(), get_worker_info()
+        rng = random.Random(f"{self.seed}/{worker.id if worker else 0}")
+        drawn = 0
+        while True:
+            scene = lesson_scene(world, rng)
+            view = np.asarray(scene.picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
+            for _ in range(SCENE_REUSE):
+                copying = 0.15 + 0.6 * max(0.0, 1 - drawn / self.warm)
+                yield self._sequence(world, scene, rng, copying), view
+                drawn += 1
+
+    def _sequence(self, world: World, scene, rng: random.Random, copying: float) -> np.ndarray:
+        """One conversation about a scene, then about texts, cut at LENGTH tokens."""
+        picture = "<|vision_start|>" + "<|image_pad|>" * PICTURE_TOKENS + "<|vision_end|>"
+        ids: list[int] = []
+        lessons = scene_lessons(world, scene, rng)
+        if rng.random() < 0.5:  # half of the time the text comes first: skills must not hang on the place
+            lessons = [text_lesson(world, rng, copying) for _ in range(rng.randint(1, 4))] + lessons
+        while len(ids) < LENGTH:
+            if not lessons:
+                lessons = [text_lesson(world, rng, copying) for _ in range(6)]
+            text = ""
+            for instruction, response in lessons:
+                text += f"<|im_start|>user\n{picture}{instruction}<|im_end|>\n"
+                text += f"<|im_start|>assistant\n{response}<|im_end|>\n"
+                picture = ""
+            ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            lessons = []
+        return np.asarray(ids[:LENGTH], dtype=np.int64)
+
+
+def patches(views: torch.Tensor) -> torch.Tensor:
+    """Pictures [B, 96, 96, 3] as bytes → patches [B·144, 3·2·8·8], as the processor makes them but in one go."""
+    processor = picture_processor()
+    mean = torch.tensor(processor.image_mean, device=views.device)
+    std = torch.tensor(processor.image_std, device=views.device)
+    x = ((views.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    b, g = len(views), GRID // MERGE
+    x = x.view(b, 3, g, MERGE, PATCH, g, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)  # b gh gw mh mw c ph pw
+    x = x.unsqueeze(6).expand(*x.shape[:6], 2, PATCH, PATCH)
+    return x.reshape(b * GRID * GRID, -1)
+
+
+def positions(start: int, device: torch.device) -> torch.Tensor:
+    """Rotary positions [3, 1, LENGTH] of a sequence whose picture begins at token `start` (as `get_rope_index`)."""
+    side = GRID // MERGE
+    t, h, w = torch.zeros(3, PICTURE_TOKENS, dtype=torch.long)
+    h, w = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
+    before = torch.arange(start).expand(3, -1)
+    picture = torch.stack([t, h, w]) + start
+    after = torch.arange(LENGTH - start - PICTURE_TOKENS).expand(3, -1) + start + side
+    return torch.cat([before, picture, after], 1).unsqueeze(1).to(device)
+
+
+def batched_vision_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Attend to all pictures of a batch at once: they have one size here, and the stock code loops over them."""
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
+    def forward(self, hidden_states, cu_seqlens, position_embeddings=None, **kwargs):
+        length = hidden_states.shape[0]
+        q, k, v = self.qkv(hidden_states).reshape(length, 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
+        q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
+        q, k, v = (x.reshape(-1, GRID * GRID, self.num_heads, x.shape[-1]).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype))
+        return self.proj(out.transpose(1, 2).reshape(length, -1))
+
+    for block in model.model.visual.blocks:
+        block.attn.forward = forward.__get__(block.attn)
+
+
+def step_loss(model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over all text tokens of the batch. ids [B, LENGTH], views [B, 96, 96, 3]."""
+    core = model.model
+    grid = torch.tensor([[len(views), GRID, GRID]], device=ids.device)  # as frames of one film: attended apart
+    seen = core.visual(patches(views), grid_thw=grid)
+    seen = seen if isinstance(seen, torch.Tensor) else seen.pooler_output
+    is_picture = ids == model.config.image_token_id
+    embeds = core.language_model.embed_tokens(ids)
+    embeds = embeds.masked_scatter(is_picture.unsqueeze(-1), seen.to(embeds.dtype))
+    start = int(is_picture[0].float().argmax())
+    where = positions(start, ids.device).expand(3, len(ids), LENGTH)
+    hidden = core.language_model(inputs_embeds=embeds, position_ids=where, use_cache=False).last_hidden_state
+    keep = ~is_picture[:, 1:]
+    logits = model.lm_head(hidden[:, :-1][keep])
+    return F.cross_entropy(logits.float(), ids[:, 1:][keep])
+
+
+def learning_rate(progress: float, peak: float) -> float:
+    """Warm up over the first 2 %, hold, then decay linearly to nothing over the last 35 %."""
+    return peak * min(progress / 0.02, 1.0, max(0.0, (1 - progress) / 0.35))
+
+
+def train(out: Path, minutes: float, seed: int, batch: int, workers: int, peak: float) -> None:
+    """Train for `minutes` of wall-clock time and save under `out`; progress goes to `out/log.jsonl`."""
+    torch.manual_seed(seed)
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(load_world(), seed)
+    model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer)).to(device).train()
+    batched_vision_attention(model)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=device.type == "cuda")
+    data = Lessons(tokenizer, seed, warm=40 * batch)
+    loader = DataLoader(data, batch_size=batch, num_workers=workers, pin_memory=device.type == "cuda")
+    began, step, window = time.time(), 0, []
+    with (out / "log.jsonl").open("w") as log:
+        for ids, views in loader:
+            progress = (time.time() - began) / (60 * minutes)
+            if progress >= 1:
+                break
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate(progress, peak)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                loss = step_loss(model, ids.to(device, non_blocking=True), views.to(device, non_blocking=True))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            window.append(loss.detach())
+            step += 1
+            if step % 100 == 0:
+                mean = torch.stack(window).mean().item()
+                row = {"step": step, "loss": round(mean, 4), "seconds": round(time.time() - began, 1)}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                print(row, flush=True)
+                window = []
+                if not math.isfinite(mean):
+                    raise RuntimeError(f"the loss is {mean} at step {step}: lower --peak")
+    save(model, tokenizer, out, {"steps": step, "batch": batch, "minutes": minutes, "seed": seed, "peak": peak})
+
+
+def save(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: dict
+) -> None:
+    """Write bf16 weights, tokenizer, processor and recipe, as `load_policy` reads them."""
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    picture_processor().save_pretrained(out)
+    recipe |= {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
+    (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("base"))
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=160)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--peak", type=float, default=2e-3)
+    arguments = parser.parse_args()
+    train(**vars(arguments))

@@ -1,0 +1,224 @@
+"""Typed questions over scenes, with gold answer, aliases, gold pages and gold box.
+
+    questions = make_questions(load_world(), "train", 100, seed=0)
+    questions[0].text      # 'Look at the flag on the left. What is the capital of its country?'
+    questions[0].answer    # 'Nairobi'
+
+| type | needs | example |
+|---|---|---|
+| visual | the picture alone | How many flags are there? |
+| fact | memory, or one text search | What is the capital of Kenya? |
+| one_hop | a crop, then a text search | What is the capital of the country of the flag on the left? |
+| two_hop | a crop, then two text searches | … of the country that shares the longest land border with … |
+| hard | a crop, and a query in other words than the question's | What is the seat of power … |
+
+The test questions come in InfoSeek's two halves: `unseen_entity` (test countries, relations of training) and
+`unseen_question` (training countries, held-out relations and wordings).
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from mmsr.world.data import Country, World
+from mmsr.world.relations import EDGES, RELATIONS, Relation, aliases
+from mmsr.world.scenes import SIDE, Box, Scene, draw_scene
+
+TYPES = ("visual", "fact", "one_hop", "two_hop", "hard")
+SHARES = {"visual": 0.2, "fact": 0.15, "one_hop": 0.3, "two_hop": 0.15, "hard": 0.2}
+
+# The last wording of each list is held out: it occurs only in test questions.
+ABOUT_FLAG = (
+    "What is the {noun} of the country of {ref}?",
+    "Look at {ref}. What is the {noun} of its country?",
+    "Tell me the {noun} of the country that flies {ref}.",
+    "Which {noun} belongs to the country of {ref}?",
+    "I wonder about the country behind {ref}: what is its {noun}?",
+)
+ABOUT_COUNTRY = (
+    "What is the {noun} of {country}?",
+    "Tell me the {noun} of {country}.",
+    "Which {noun} belongs to {country}?",
+    "I wonder about {country}: what is its {noun}?",
+)
+ABOUT_EDGE = (
+    "What is the {noun} of {edge}?",
+    "Tell me the {noun} of {edge}.",
+    "Think of {edge}: what is its {noun}?",
+)
+COUNT = ("How many flags are there?", "Count the flags in the picture.", "What is the number of flags here?")
+FRAME = (
+    "What colour is the frame of {ref}?",
+    "Tell me the frame colour of {ref}.",
+    "Look at {ref}. Which colour has its frame?",
+)
+SIDE_OF = (
+    "Is {ref} in the left or the right half of the picture?",
+    "Left or right half: where is {ref}?",
+    "In which half of the picture, left or right, do you see {ref}?",
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question and everything needed to score it. `scene` redraws its picture; `box` is in scene pixels.
+
+    `half` is "unseen_entity" or "unseen_question" in the test split and "seen" elsewhere.
+    """
+
+    id: str
+    type: str
+    text: str
+    answer: str
+    aliases: tuple[str, ...]
+    taxonomy: str
+    gold_pages: tuple[str, ...]
+    target: int
+    expression: str
+    box: Box | None
+    entity: str
+    relation: str
+    edge: str
+    isos: tuple[str, ...]
+    scene_seed: int
+    half: str
+
+    def scene(self, world: World) -> Scene:
+        """The picture with its flags, redrawn from the seed."""
+        return _cached_scene(world, self.isos, self.scene_seed)
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """The gold answer and its aliases."""
+        return (self.answer, *self.aliases)
+
+    def as_dict(self) -> dict:
+        """Plain JSON; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: dict) -> Question:
+        tuples = {key: tuple(value) for key, value in row.items() if isinstance(value, list)}
+        return cls(**(row | tuples))
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached_scene(world: World, isos: tuple[str, ...], seed: int) -> Scene:
+    return draw_scene(world, isos, seed)
+
+
+def make_questions(world: World, split: str, n: int, seed: int) -> list[Question]:
+    """`n` different questions of one split ("train", "val", "test"), in an order that follows from the seed."""
+    if split not in {"train", "val", "test"}:
+        raise ValueError(f"split is {split!r}: use train, val or test")
+    questions: dict[tuple, Question] = {}
+    draw = 0
+    while len(questions) < n:
+        rng = random.Random(f"{seed}/{split}/{draw}")
+        half = "seen" if split != "test" else ("unseen_entity", "unseen_question")[draw % 2]
+        question = _draw_question(world, split, half, rng, f"{split}-{seed}-{draw}")
+        draw += 1
+        if question is not None:
+            questions.setdefault((question.text, question.entity, question.answer), question)
+    return list(questions.values())
+
+
+def _wording(options: Sequence[str], half: str, rng: random.Random) -> str:
+    if half == "unseen_question":
+        return options[-1]
+    return rng.choice(options if half == "unseen_entity" else options[:-1])
+
+
+def _draw_question(world: World, split: str, half: str, rng: random.Random, id_: str) -> Question | None:
+    """One question, or None where the draw has no answer (a landlocked country has no longest sea border, say)."""
+    kind = rng.choices(TYPES, [SHARES[t] for t in TYPES])[0]
+    pool = world.by_split("train" if half == "unseen_question" else split)
+    others = world.by_split("train") + (pool if split != "train" else [])
+    country = rng.choice(pool)
+    if kind == "fact" and half == "seen" and rng.random() < 0.5:
+        country = rng.choice([c for c in pool if c.known] or pool)
+    rest = rng.sample([c.iso for c in others if c.iso != country.iso], rng.randint(1, 3))
+    isos = [country.iso, *rest]
+    rng.shuffle(isos)
+    target, scene_seed = isos.index(country.iso), rng.randrange(2**31)
+    scene = _cached_scene(world, tuple(isos), scene_seed)
+    by_kind = {kind: scene.references(target, [kind]) for kind in ("position", "frame", "size", "relative")}
+    kinds = [k for k, words in by_kind.items() if words]
+    if not kinds:
+        return None
+    expression = "the flag " + rng.choice(by_kind[rng.choice(kinds)])
+    common = {
+        "id": id_,
+        "type": kind,
+        "target": target,
+        "expression": expression,
+        "box": scene.flags[target].box,
+        "entity": country.iso,
+        "isos": tuple(isos),
+        "scene_seed": scene_seed,
+        "half": half,
+    }
+    if kind == "visual":
+        return _visual(scene, common, half, rng)
+    relation = rng.choice([r for r in RELATIONS.values() if r.held_out == (half == "unseen_question")])
+    return _about(world, country, relation, common, half, rng)
+
+
+def _visual(scene: Scene, common: dict, half: str, rng: random.Random) -> Question | None:
+    flag, ref = scene.flags[common["target"]], common["expression"]
+    draw = rng.choice(("count", "frame", "side"))
+    if draw == "count":
+        text, answer, common = _wording(COUNT, half, rng), str(len(scene.flags)), common | {"expression": ""}
+    elif draw == "frame" and "frame" not in ref:
+        text, answer = _wording(FRAME, half, rng), flag.frame
+    elif draw == "side" and abs(flag.centre[0] - SIDE / 2) > SIDE * 0.1 and not {"left", "right"} & set(ref.split()):
+        text, answer = _wording(SIDE_OF, half, rng), "left" if flag.centre[0] < SIDE / 2 else "right"
+    else:
+        return None
+    return Question(
+        **common,
+        text=text.format(ref=ref),
+        answer=answer,
+        aliases={"2": ("two",), "3": ("three",), "4": ("four",)}.get(answer, ()),
+        taxonomy="Visual",
+        gold_pages=(),
+        relation=draw,
+        edge="",
+    )
+
+
+def _about(
+    world: World, country: Country, relation: Relation, common: dict, half: str, rng: random.Random
+) -> Question | None:
+    """A question of type fact, one_hop, two_hop or hard, or None where the factbook does not answer it."""
+    kind, iso, edge, pages = common["type"], country.iso, None, []
+    if kind == "two_hop":
+        edge = rng.choice(list(EDGES.values()))
+        iso = edge.follow(world, country.iso)
+        pages = [f"{country.iso}/{edge.slug}"]
+    page = world.page(iso, relation.slug) if iso else None
+    answer = relation.read(page)
+    if answer is None:
+        return None
+    noun = relation.hard if kind == "hard" else relation.noun
+    ref = common["expression"]
+    if kind == "fact":
+        text = _wording(ABOUT_COUNTRY, half, rng).format(noun=noun, country=country.name)
+        common = common | {"expression": "", "box": None}
+    elif edge:
+        text = _wording(ABOUT_EDGE, half, rng).format(noun=noun, edge=edge.phrase.format(ref=ref))
+    else:
+        text = _wording(ABOUT_FLAG, half, rng).format(noun=noun, ref=ref)
+    return Question(
+        **common,
+        text=text,
+        answer=answer,
+        aliases=aliases(answer),
+        taxonomy=page.section,
+        gold_pages=(*pages, page.id),
+        relation=relation.key,
+        edge=edge.key if edge else "",
+    )
