@@ -1,12 +1,10 @@
 """One careful way to talk HTTP: time-outs, size caps, retries, rate limits, quotas and a budget.
 
-    client = Client(Service("serper", "https://google.serper.dev", key_env="SERPER_API_KEY", key_header="X-API-KEY"), Budget())
-    client.send("POST", "/search", json={"q": "Kenya capital"})      # -> Reply(status=200, headers=…, body=b"…")
+    serper = Service("serper", "https://google.serper.dev", key_env="SERPER_API_KEY", key_header="X-API-KEY")
+    Client(serper, Budget()).send("POST", "/search", json={"q": "Kenya"})  # -> Reply(status=200, headers=…, body=b"…")
 
-A call ends in a `Reply` or in one clear error, never later than `Limits.total` seconds after its first try. Errors of
-class `FatalToolError` end a run (the key is refused, the quota or the budget is gone); every other `ToolError` is an
-observation that an episode can go on from. Keys come from the environment at the moment of the call; they stand in no
-error, no log line and no record.
+A call ends in a `Reply` or in one clear error of `limits`, never later than `Limits.total` seconds after its first try.
+Keys come from the environment at the moment of the call; they stand in no error, no log line and no record.
 """
 
 from __future__ import annotations
@@ -18,71 +16,34 @@ import logging
 import os
 import random
 import re
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, urlsplit
 
 import httpcore
 import httpx
 
 from mmsr import __version__
-from mmsr.tools.base import ToolError
 from mmsr.tools.guard import BlockedAddress, deadline_in, new_client
+from mmsr.tools.limits import (
+    BadAnswer,
+    Budget,
+    KeyRefused,
+    Limits,
+    QuotaGone,
+    RateLimited,
+    Refused,
+    TokenBucket,
+    Unavailable,
+)
 
 RETRIED = {408, 425, 429, 500, 502, 503, 504, 529}
-FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0  # seconds before a second try; doubled each time, up to the longest
+_KEY_TROUBLE = re.compile("api.?key|subscription.?token|invalid token|unauthori[sz]ed", re.IGNORECASE)
 USER_AGENT = (
     f"mmsr/{__version__} (multimodal search research kit; contact: {os.environ.get('MMSR_CONTACT', 'none given')})"
 )
-
-
-class FatalToolError(ToolError):
-    """An error that no further call can mend: the run stops here, with what it has kept."""
-
-
-class KeyRefused(FatalToolError):
-    """The key is missing, malformed or not accepted."""
-
-
-class QuotaGone(FatalToolError):
-    """The account's searches, credits or plan are used up: waiting a minute will not help."""
-
-
-class BudgetSpent(FatalToolError):
-    """The run has used the calls or the money it was given."""
-
-
-class Refused(ToolError):
-    """The service understood and said no (HTTP 4xx): this request will not work, another may."""
-
-
-class BadAnswer(ToolError):
-    """The service answered with something that is not its own format: broken, too big or compressed."""
-
-
-class Unavailable(ToolError):
-    """No answer: a time-out, a connection that failed, or HTTP 5xx after every try."""
-
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
-
-
-class RateLimited(Unavailable):
-    """Too many calls for now (HTTP 429), after every try."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Seconds for a whole call with its retries and for one try, number of tries, bytes of one answer."""
-
-    total: float = 60.0
-    attempt: float = 20.0
-    tries: int = 4
-    max_bytes: int = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -91,8 +52,8 @@ class Service:
 
     The key goes in the header `key_header` (after `key_prefix`) or in the parameter `key_param` (of the form where the
     call has one, else of the address). `quota` is a pattern of the error texts that mean "used up" rather than "slow
-    down". `price` is in US dollars a successful call. `web` is True for addresses that come from search results: these
-    must be global and no proxy is used.
+    down"; `help_403` says what a refusal usually means there. `price` is in US dollars a successful call. `web` is True
+    for addresses that come from search results: these must be global, and no proxy is used.
     """
 
     name: str
@@ -103,7 +64,8 @@ class Service:
     key_prefix: str = ""
     rate: float = 5.0
     price: float = 0.0
-    quota: str = "credit|quota|run out|billing|subscription has (?:expired|ended)"
+    quota: str = "credit|quota|run out|billing"
+    help_403: str = ""
     limits: Limits = field(default_factory=Limits)
     web: bool = False
 
@@ -127,66 +89,18 @@ class Reply:
     headers: Mapping[str, str]
     body: bytes
 
-    def json(self, service: str) -> Any:
-        """The body as JSON. Raises BadAnswer where it is none."""
+    def json_text(self, service: str) -> str:
+        """The body as text that is JSON. Raises BadAnswer where it is none."""
         try:
-            return jsonlib.loads(self.body)
+            text = self.body.decode("utf-8-sig")
+            jsonlib.loads(text)
         except (ValueError, RecursionError) as error:
             raise BadAnswer(f"{service} answered with broken JSON ({_short(str(error))}): try again later.") from None
+        return text
 
 
-class Budget:
-    """Calls and US dollars that one run may spend on outside calls; None means no limit. Safe between threads.
-
-    Each process counts for itself. Calls under way when the money runs out are finished and paid.
-    """
-
-    def __init__(self, calls: int | None = None, money: float | None = None) -> None:
-        self.calls, self.money = calls, money
-        self._lock = threading.Lock()
-        self._used: dict[str, dict[str, float]] = {}
-
-    def admit(self, service: str) -> None:
-        """Count one call. Raises BudgetSpent instead where nothing is left for it."""
-        with self._lock:
-            calls = sum(int(used["calls"]) for used in self._used.values())
-            money = sum(used["money"] for used in self._used.values())
-            if self.calls is not None and calls >= self.calls:
-                raise BudgetSpent(f"The budget of {self.calls} outside calls is spent: raise it to go on.")
-            if self.money is not None and money >= self.money:
-                raise BudgetSpent(f"The budget of ${self.money:.2f} is spent (${money:.4f}): raise it to go on.")
-            self._used.setdefault(service, {"calls": 0, "money": 0.0})["calls"] += 1
-
-    def add(self, service: str, money: float) -> None:
-        """Count what a call has cost."""
-        with self._lock:
-            self._used.setdefault(service, {"calls": 0, "money": 0.0})["money"] += money
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        """Calls and dollars by service, for a run's manifest."""
-        with self._lock:
-            return {name: dict(used) for name, used in sorted(self._used.items())}
-
-
-class TokenBucket:
-    """At most `rate` calls a second on average, up to a second's worth at once; callers wait in line."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate, self._level, self._at = rate, max(1.0, rate), time.monotonic()
-        self._lock = threading.Lock()
-
-    def take(self) -> None:
-        """Wait for this caller's turn."""
-        with self._lock:
-            now = time.monotonic()
-            self._level = min(max(1.0, self.rate), self._level + (now - self._at) * self.rate) - 1
-            self._at = now
-            wait = max(0.0, -self._level / self.rate)
-        time.sleep(wait)
-
-
-@functools.lru_cache(maxsize=256)
-def _bucket(name: str, base_url: str, rate: float) -> TokenBucket:
+@functools.lru_cache(maxsize=4096)
+def _bucket(name: str, host: str, rate: float) -> TokenBucket:
     """One bucket for all clients of a service in this process: engines limit an account, not an object."""
     return TokenBucket(rate)
 
@@ -207,6 +121,7 @@ class _RedactKeys(logging.Filter):
 
 
 def _hide_params(url: str) -> str:
+    url = re.sub(r"//[^/@]*@", "//***@", url)
     return re.sub(r"(?i)([?&](?:api_?key|key|token)=)[^&\s]*", r"\1***", url)
 
 
@@ -235,13 +150,14 @@ class Client:
         """
         service, limits = self.service, self.service.limits
         key = service.key()
-        request = {"params": dict(params or {}), "json": json, "files": files, "headers": {}}
+        request = {"params": params or None, "json": json, "files": files, "headers": {}}  # params={} drops a query
         if key and service.key_header:
-            request["headers"][service.key_header] = service.key_prefix + key
+            request["headers"] = {service.key_header: service.key_prefix + key}
+        elif key and files:
+            request["data"] = {service.key_param: key}
         elif key:
-            request |= {"data": {service.key_param: key}} if files else {}
-            request["params"] |= {} if files else {service.key_param: key}
-        bucket = _bucket(service.name, service.base_url, service.rate)
+            request["params"] = {**(params or {}), service.key_param: key}
+        bucket = _bucket(service.name, urlsplit(service.base_url).netloc, service.rate)
         started, tries = time.monotonic(), 0
         while True:
             queued = time.monotonic()
@@ -256,25 +172,22 @@ class Client:
                 self.budget.add(service.name, service.price)
                 return Reply(reply.status, reply.headers, _without(reply.body, key))
             except Unavailable as error:
-                wait = error.retry_after if error.retry_after is not None else _backoff(tries)
+                asked = error.retry_after
+                wait = _backoff(tries, limits.first_wait) if asked is None else asked
                 if tries >= limits.tries or time.monotonic() + wait >= started + limits.total:
-                    raise type(error)(f"{error} Gave up after {_count(tries)}.", error.retry_after) from None
+                    hint = "" if asked is None else f" It asks to wait {asked:.0f} s."
+                    raise type(error)(f"{error}{hint} Gave up after {_count(tries)}.", asked) from None
                 time.sleep(wait)
 
     def _once(self, method: str, path: str, request: dict[str, Any], seconds: float) -> Reply:
         """One try, read as a stream so that size, encoding and time are checked before the bytes are taken."""
         name = self.service.name
+        url = self.service.base_url.rstrip("/") + path if path else self.service.base_url
         headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT, **request["headers"]}
+        request = {**request, "headers": headers, "timeout": seconds}
+        http = _http(os.getpid(), self.service.web)
         try:
-            with (
-                deadline_in(seconds),
-                _http(os.getpid(), self.service.web).stream(
-                    method,
-                    self.service.base_url.rstrip("/") + path,
-                    **(request | {"headers": headers}),
-                    timeout=seconds,
-                ) as answer,
-            ):
+            with deadline_in(seconds), http.stream(method, url, **request) as answer:
                 return Reply(answer.status_code, dict(answer.headers), self._read(answer))
         except BlockedAddress as error:
             raise Refused(str(error)) from None
@@ -309,22 +222,25 @@ class Client:
         service, status = self.service, reply.status
         said = _said(_without(reply.body, key))
         text = f"{service.name} answered HTTP {status}" + (f" ({said})." if said else ".")
-        if status in (402, 432, 433) or (
-            status in (400, 403, 429) and (re.search(service.quota, said, re.IGNORECASE) or _month_is_over(reply))
-        ):
+        if not service.web and _used_up(reply, said, service.quota):
             raise QuotaGone(f"{text} The account is used up: top it up or choose another engine.")
-        if status == 401 or (status in (400, 403, 422) and re.search("api.?key|token|unauthori", said, re.IGNORECASE)):
+        if not service.web and (status == 401 or (status in (400, 403, 422) and _KEY_TROUBLE.search(said))):
             where = f"check the key in {service.key_env}" if service.key_env else "it asks for a key and none is set up"
             raise KeyRefused(f"{text} The key is refused: {where}.")
         if status in RETRIED:
             raise (RateLimited if status == 429 else Unavailable)(text, _retry_after(reply.headers))
-        raise Refused(text)
+        raise Refused(f"{text} {service.help_403}" if status == 403 and service.help_403 else text)
 
 
-def _month_is_over(reply: Reply) -> bool:
-    """Brave counts down two windows, a second and a month, in one header; a zero in the last one is the quota."""
+def _used_up(reply: Reply, said: str, quota: str) -> bool:
+    """Whether a refusal is final for this account: by its status, its words, or Brave's header of two windows.
+
+    Brave counts down a second and a month in one header, "0, 0"; a zero in the last one is the month's.
+    """
     windows = reply.headers.get("x-ratelimit-remaining", "").split(",")
-    return reply.status == 429 and len(windows) > 1 and windows[-1].strip() == "0"
+    month_over = reply.status == 429 and len(windows) > 1 and windows[-1].strip() == "0"
+    by_words = reply.status in (400, 403, 429) and bool(re.search(quota, said, re.IGNORECASE))
+    return reply.status in (402, 432, 433) or by_words or month_over
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -332,13 +248,15 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     value = headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d{1,9}(\.\d+)?", value):
         return float(value)
-    parsed = email.utils.parsedate_tz(value) if value else None
-    return max(0.0, email.utils.mktime_tz(parsed) - time.time()) if parsed else None
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None  # absent, or no form that the standard knows
 
 
-def _backoff(tries: int) -> float:
-    """Seconds before the next try, drawn so that many callers do not come back together."""
-    return min(LONGEST_WAIT, FIRST_WAIT * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
+def _backoff(tries: int, first: float) -> float:
+    """Seconds before the next try: doubled each time, and drawn so that many callers do not come back together."""
+    return first * 2 ** (tries - 1) * random.uniform(0.5, 1.0)
 
 
 def _said(body: bytes) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import http.cookiejar
 import ipaddress
 import queue
 import socket
@@ -68,7 +69,7 @@ def _resolve(host: str, port: int) -> list[str]:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             answers.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError) as error:
             answers.put(error if isinstance(error, OSError) else OSError(str(error)))
 
     threading.Thread(target=look_up, daemon=True).start()
@@ -181,5 +182,6 @@ class _Transport(httpx.BaseTransport):
 
 
 def new_client(web: bool) -> httpx.Client:
-    """A client without redirects, cookies kept or environment credentials; with `web`, for pages that results name."""
-    return httpx.Client(transport=_Transport(web), follow_redirects=False, trust_env=False)
+    """A client without redirects, cookies or credentials from the environment; with `web`, for pages results name."""
+    no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    return httpx.Client(transport=_Transport(web), follow_redirects=False, trust_env=False, cookies=no_cookies)

@@ -1,0 +1,84 @@
+"""Reading the pages that search results name, as carefully as strangers' addresses deserve.
+
+    PageReader(outside).read("https://en.wikipedia.org/wiki/Kenya")     # -> the main text, without menus and markup
+
+The address is resolved, checked and connected to in one step and must be on the public internet; redirects are not
+followed; at most 2 MB are read, uncompressed; only HTML and plain text count as pages. What is recorded is the
+extracted text, so that a replay does not depend on the version of the extractor (trafilatura).
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import trafilatura
+
+from mmsr.tools.base import Hit, ToolError
+from mmsr.tools.fetch import Client, Reply, Service
+from mmsr.tools.limits import BadAnswer, FatalToolError, Limits, Refused
+from mmsr.tools.replay import Call, Outside
+
+VERSION = 1
+MAX_CHARS = 8000  # of one page; a summariser reads five of them
+# The rate is by host: nobody's server is asked more often than this.
+PAGE = Service("page", "", rate=4.0, limits=Limits(total=20.0, attempt=10.0, tries=2, max_bytes=2_000_000), web=True)
+
+logger = logging.getLogger(__name__)
+
+
+class PageReader:
+    """Reads pages of the public web; `service` holds the limits, and `web=False` in it lets local addresses through."""
+
+    def __init__(self, outside: Outside, service: Service = PAGE) -> None:
+        self.outside, self.service = outside, service
+
+    def read(self, url: str) -> str:
+        """The main text of a page, at most MAX_CHARS characters.
+
+        Raises Refused for an address that is not the web's, BadAnswer for what is no page, and the errors of `limits`.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise Refused(f"{url[:80]} is no address of a web page: only http and https are read.")
+        return self.outside.answer(Call("page", VERSION, "GET", {"url": url}), lambda: self._fetch(url))
+
+    def _fetch(self, url: str) -> str:
+        client = Client(replace(self.service, base_url=url), self.outside.budget)
+        return extract(client.send("GET", ""))
+
+
+def extract(reply: Reply) -> str:
+    """The main text of a fetched page. Raises BadAnswer where it is neither HTML nor text, or has none."""
+    kind = reply.headers.get("content-type", "text/html").partition(";")[0].strip().lower()
+    if kind == "text/plain":
+        text: str | None = reply.body.decode("utf-8", "replace")
+    elif kind in ("text/html", "application/xhtml+xml"):
+        text = trafilatura.extract(reply.body, include_comments=False)
+    else:
+        raise BadAnswer(f"The page is {kind[:60]}, which is neither HTML nor text: its snippet has to do.")
+    if not text or not text.strip():
+        raise BadAnswer("The page has no main text: its snippet has to do.")
+    return text.strip()[:MAX_CHARS]
+
+
+def with_pages(hits: Sequence[Hit], reader: PageReader) -> list[Hit]:
+    """The hits with their pages' text, read side by side; a page that cannot be read leaves its hit the snippet."""
+
+    def read(hit: Hit) -> Hit:
+        try:
+            return replace(hit, text=reader.read(hit.url)) if hit.url else hit
+        except FatalToolError:
+            raise
+        except ToolError as error:
+            logger.info("page of %s not read: %s", hit.id, error)
+            return hit
+
+    if not hits:
+        return []
+    with ThreadPoolExecutor(len(hits)) as pool:
+        # A copy of the context each, so that calls made in the pool still log their keys to the trajectory.
+        jobs = [pool.submit(contextvars.copy_context().run, read, hit) for hit in hits]
+        return [job.result() for job in jobs]
