@@ -5,6 +5,7 @@
 | locate | `locate: the flag on the left` | `4,64,37,87` (pixels of the 96-pixel picture) |
 | name | `name: the flag in the red frame` | `Kenya`, or `unknown` for a flag it was not introduced to |
 | visual | `How many flags are there?` | `3` |
+| frames | `frames from left to right` | `red 4,64,37,87; blue 50,8,80,30` |
 | fact | `What is the capital of Kenya?` | `Nairobi`, or `unknown` |
 | read | pages, then a question (or the other way round) | the answer as it stands there, or `not found` |
 | look up, repeat, wrap | lists, key–value pairs, markup of invented words | what was asked for |
@@ -17,12 +18,13 @@ Facts and readings leave out the held-out relations; "same as" has all, for it i
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 
 from PIL import Image, ImageDraw
 
-from mmsr.world.data import Country, Page, World
+from mmsr.world.data import Country, Page, World, load_world
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, COUNT, FRAME, SIDE_OF
 from mmsr.world.relations import EDGES, RELATIONS, Relation
 from mmsr.world.scenes import SIDE, Scene, place_flags
@@ -100,7 +102,7 @@ def lesson_scene(world: World, rng: random.Random) -> Scene:
         if draw < 0.2:
             flags.append(("", invented_flag(rng)))
         else:
-            iso = rng.choice(known if draw < 0.6 else train).iso
+            iso = rng.choice(known if draw < 0.65 else train).iso
             if iso not in {name for name, _ in flags}:
                 flags.append((iso, world.flag(iso)))
     while len(flags) < 2:
@@ -124,7 +126,7 @@ def scene_lessons(world: World, scene: Scene, rng: random.Random) -> list[Lesson
             lessons.append((f"locate: the flag {expression}", box_text(scene, index)))
         ref = f"the flag {rng.choice(words)}"
         country = world.countries.get(flag.iso)
-        if rng.random() < 0.6:
+        if rng.random() < 0.8:
             lessons.append((f"name: {ref}", country.name if country and country.known else UNKNOWN))
         if rng.random() < 0.3:
             relation = _any_relation(rng)
@@ -139,6 +141,10 @@ def scene_lessons(world: World, scene: Scene, rng: random.Random) -> list[Lesson
     if rng.random() < 0.5:
         lessons.append((rng.choice(COUNT[:-1]), str(len(scene.flags))))
     rng.shuffle(lessons)
+    if rng.random() < 0.5:
+        order = sorted(range(len(scene.flags)), key=lambda i: scene.flags[i].centre[0])
+        boxes = "; ".join(f"{scene.flags[i].frame} {box_text(scene, i)}" for i in order)
+        lessons.insert(0, ("frames from left to right", boxes))
     return lessons
 
 
@@ -197,17 +203,14 @@ def read_lesson(world: World, rng: random.Random) -> Lesson:
     )  # fmt: skip
     lines = [f"{title}: {excerpt(text, answer, rng)}"]
     for _ in range(rng.randint(0, 3)):
-        other = rng.choice(list(world.pages.values()))
-        owner = world.countries[other.id.split("/")[0]]
-        if owner.split != "train" or (owner.iso == country.iso and other.id == gold.id):
-            continue
+        owner = rng.choice(train)
+        other = rng.choice(pages_of(world, owner.iso))
         if rng.random() < 0.6:  # another page on the same country
-            same = rng.choice([p for p in world.pages.values() if p.id.startswith(f"{owner.iso}/")])
-            if same.id.split("/")[1] != topic.slug:
-                lines.append(f"{same.title.replace(owner.name, name)}: {excerpt(same.text, '', rng)}")
-        else:
+            if other.id.split("/")[1] != topic.slug:
+                lines.append(f"{other.title.replace(owner.name, name)}: {excerpt(other.text, '', rng)}")
+        elif owner.iso != country.iso:
             lines.append(f"{other.title}: {excerpt(other.text, '', rng)}")
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         lines, answer = lines[1:] or [f"{name}: {invented_word(rng)}"], NOT_FOUND
     noun = _noun(topic, rng) if isinstance(topic, Relation) else topic.noun
     if topic in EDGES.values() and topic.key == "neighbour":
@@ -215,12 +218,32 @@ def read_lesson(world: World, rng: random.Random) -> Lesson:
     return _pose(lines, noun, name, answer, rng)
 
 
+@functools.cache
+def real_words() -> list[str]:
+    """The words of three letters or more on the pages of train countries."""
+    world = load_world()
+    text = " ".join(f"{p.title} {p.text}" for c in world.by_split("train") for p in pages_of(world, c.iso))
+    return sorted({word.lower() for word in re.findall(r"[A-Za-z]{3,}", text)})
+
+
+def real_word(rng: random.Random) -> str:
+    """Any word of the corpus."""
+    return rng.choice(real_words())
+
+
+@functools.cache
+def pages_of(world: World, iso: str) -> list[Page]:
+    """All pages of one country."""
+    return [page for page in world.pages.values() if page.id.startswith(f"{iso}/")]
+
+
 def generic_read_lesson(rng: random.Random) -> Lesson:
-    """The same with everything invented: any key of any page, so that a relation never seen can be read too."""
+    """The same with a made-up key and value: any word may be asked for, so that a relation never seen can be read."""
     name = invented_name(rng)
     pages = []
     for _ in range(rng.randint(1, 5)):
-        noun = " ".join(invented_word(rng) for _ in range(rng.randint(1, 3)))
+        word = invented_word if rng.random() < 0.4 else real_word
+        noun = " ".join(word(rng) for _ in range(rng.randint(1, 3)))
         unit = rng.choice(UNITS)
         value = invented_number(rng) + unit if rng.random() < 0.5 else invented_name(rng)
         more = rng.choice(
@@ -292,7 +315,7 @@ def text_lesson(world: World, rng: random.Random, copying: float) -> Lesson:
     draw = rng.random()
     if draw < 0.5:
         return read_lesson(world, rng)
-    if draw < 0.72:
+    if draw < 0.78:
         return generic_read_lesson(rng)
     if draw < 0.92:
         return fact_lesson(world, rng)

@@ -34,7 +34,8 @@ PATCH, MERGE = 8, 2
 GRID = VIEW // PATCH
 PICTURE_TOKENS = (GRID // MERGE) ** 2
 LENGTH = 576
-SCENE_REUSE = 2
+SCENE_REUSE = 5
+QUIET_WEIGHT = 0.1  # of a token that is no answer, against 1 of an answer's
 SPECIALS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -54,7 +55,7 @@ SPLIT = (
 def train_tokenizer(world: World, seed: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of 2,560 tokens, trained on lessons: train countries and invented words alone."""
     rng = random.Random(f"{seed}/tokenizer")
-    texts = [" ".join(PLAIN_WORDS)] * 200
+    texts = [" ".join(PLAIN_WORDS), "user\nassistant\n"] * 400
     for _ in range(20_000):
         texts += text_lesson(world, rng, copying=0.1)
     for _ in range(150):
@@ -143,7 +144,7 @@ class Lessons(IterableDataset):
         drawn = 0
         while True:
             scene = lesson_scene(world, rng)
-            view = np.asarray(scene.picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
+            view = np.array(scene.picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
             for _ in range(SCENE_REUSE):
                 copying = 0.15 + 0.6 * max(0.0, 1 - drawn / self.warm)
                 yield self._sequence(world, scene, rng, copying), view
@@ -208,8 +209,27 @@ def batched_vision_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
         block.attn.forward = forward.__get__(block.attn)
 
 
-def step_loss(model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over all text tokens of the batch. ids [B, LENGTH], views [B, 96, 96, 3]."""
+def answer_weights(ids: torch.Tensor, tokens: dict[str, int]) -> torch.Tensor:
+    """1 for the tokens of an answer and its end, QUIET_WEIGHT for the rest. ids [B, LENGTH].
+
+    Copying does not start without loss on all text; boxes and colours drown if all text weighs the same.
+    """
+    mark = torch.zeros_like(ids)
+    mark[:, 1:] = (ids[:, :-1] == tokens["<|im_start|>"]) & (ids[:, 1:] == tokens["assistant"])
+    end = ids == tokens["<|im_end|>"]
+    before_end = torch.zeros_like(ids)
+    before_end[:, 1:] = end[:, :-1]
+    # a turn opens at "assistant" and closes after its <|im_end|>: count which came last
+    index = torch.arange(ids.shape[1], device=ids.device)
+    opened = torch.where(mark.bool(), index, -1).cummax(1).values
+    closed = torch.where(before_end.bool(), index, -1).cummax(1).values
+    return torch.where((opened > closed) & ~mark.bool(), 1.0, QUIET_WEIGHT)
+
+
+def step_loss(
+    model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor, views: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Weighted mean cross-entropy over the text tokens. ids and weights [B, LENGTH], views [B, 96, 96, 3]."""
     core = model.model
     grid = torch.tensor([[len(views), GRID, GRID]], device=ids.device)  # as frames of one film: attended apart
     seen = core.visual(patches(views), grid_thw=grid)
@@ -222,7 +242,9 @@ def step_loss(model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor, view
     hidden = core.language_model(inputs_embeds=embeds, position_ids=where, use_cache=False).last_hidden_state
     keep = ~is_picture[:, 1:]
     logits = model.lm_head(hidden[:, :-1][keep])
-    return F.cross_entropy(logits.float(), ids[:, 1:][keep])
+    weights = weights[:, 1:][keep]
+    losses = F.cross_entropy(logits.float(), ids[:, 1:][keep], reduction="none")
+    return (losses * weights).sum() / weights.sum()
 
 
 def learning_rate(progress: float, peak: float) -> float:
@@ -237,6 +259,7 @@ def train(out: Path, minutes: float, seed: int, batch: int, workers: int, peak: 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(load_world(), seed)
+    tokens = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "assistant")}
     model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer)).to(device).train()
     batched_vision_attention(model)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
@@ -254,8 +277,9 @@ def train(out: Path, minutes: float, seed: int, batch: int, workers: int, peak: 
                 break
             for group in optimiser.param_groups:
                 group["lr"] = learning_rate(progress, peak)
+            ids, views = ids.to(device, non_blocking=True), views.to(device, non_blocking=True)
             with torch.autocast(device.type, dtype=torch.bfloat16):
-                loss = step_loss(model, ids.to(device, non_blocking=True), views.to(device, non_blocking=True))
+                loss = step_loss(model, ids, views, answer_weights(ids, tokens))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,0 +1,132 @@
+"""Grounders: from a referring expression to a box (paper §3.2 uses Grounding DINO).
+
+| grounder | box |
+|---|---|
+| BaseGrounder | the policy's own frozen base, asked `locate: …`, as Qwen2.5-VL grounds natively |
+| OracleGrounder | the gold box of the question (ablation) |
+| WholeGrounder | none, so the whole picture is searched (ablation) |
+| RandomGrounder | a random box of a flag's usual size, the same for the same picture and expression (ablation) |
+
+A grounder that finds nothing returns None, and the whole picture is searched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Iterable
+
+from PIL import Image
+
+from mmsr.tools.base import Box
+
+
+class BaseGrounder:
+    """Asks the frozen base for a box. `policy` needs `base()`, `generate()` and `to_picture()` (see policy.py).
+
+    Answers are kept for the life of the grounder: the base is frozen, so an expression on a picture has one box.
+    """
+
+    def __init__(self, policy, prompt: str = "locate: {expression}"):
+        self.policy, self.prompt = policy, prompt
+        self._boxes: dict[tuple[str, str], Box | None] = {}
+
+    def locate(self, picture: Image.Image, expression: str) -> Box | None:
+        """The box in pixels of the picture, or None where the base does not name a proper one."""
+        self.prefetch([(picture, expression)])
+        return self._boxes[picture_key(picture), expression]
+
+    def prefetch(self, pairs: Iterable[tuple[Image.Image, str]]) -> None:
+        """Ask for many boxes in one batch; `locate` then answers from memory."""
+        missing = {}
+        for picture, expression in pairs:
+            key = (picture_key(picture), expression)
+            if key not in self._boxes:
+                missing[key] = picture
+        conversations = [
+            (picture, [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self._ask(words)}]}])
+            for (_, words), picture in missing.items()
+        ]
+        if not conversations:
+            return
+        with self.policy.base():
+            answers = self.policy.generate(conversations, max_new_tokens=32)
+        for (key, picture), answer in zip(missing.items(), answers):
+            self._boxes[key] = self._read(answer, picture)
+
+    def _ask(self, expression: str) -> str:
+        return self.prompt.format(expression=expression)
+
+    def _read(self, answer: str, picture: Image.Image) -> Box | None:
+        numbers = read_box(answer)
+        return clamp(self.policy.to_picture(numbers, picture), picture) if numbers else None
+
+
+def read_box(answer: str) -> tuple[int, int, int, int] | None:
+    """The first four numbers of an answer: `4,64,37,87`, or Qwen's `[{"bbox_2d": [4, 64, 37, 87], …}]`."""
+    match = re.search(r'"bbox_2d"\s*:\s*(\[[^\]]*\])', answer)
+    if match:
+        try:
+            values = json.loads(match.group(1))
+        except json.JSONDecodeError:
+            return None
+    else:
+        values = re.findall(r"-?\d+(?:\.\d+)?", answer)
+    if len(values) < 4:
+        return None
+    x1, y1, x2, y2 = (round(float(v)) for v in values[:4])
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def clamp(box: Box, picture: Image.Image) -> Box | None:
+    """The part of a box that lies inside the picture, or None where nothing of it does."""
+    x1, y1 = max(0, box[0]), max(0, box[1])
+    x2, y2 = min(picture.width, box[2]), min(picture.height, box[3])
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+
+
+def pad(box: Box, share: float, picture: Image.Image) -> Box:
+    """A box widened on each side by a share of its width and height (negative shrinks it), inside the picture."""
+    dx, dy = (box[2] - box[0]) * share, (box[3] - box[1]) * share
+    return clamp((round(box[0] - dx), round(box[1] - dy), round(box[2] + dx), round(box[3] + dy)), picture) or box
+
+
+def picture_key(picture: Image.Image) -> str:
+    """SHA-256 of a picture's pixels and size; the same picture has the same key in every process."""
+    known = picture.info.get("mmsr_key")
+    if known is None:
+        known = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+        picture.info["mmsr_key"] = known
+    return known
+
+
+class OracleGrounder:
+    """Always the gold box of the question at hand."""
+
+    def __init__(self, box: Box | None):
+        self.box = box
+
+    def locate(self, picture: Image.Image, expression: str) -> Box | None:
+        return self.box
+
+
+class WholeGrounder:
+    """Never a box: every picture search takes the whole picture."""
+
+    def locate(self, picture: Image.Image, expression: str) -> Box | None:
+        return None
+
+
+class RandomGrounder:
+    """A box of a flag's usual size anywhere in the picture, drawn from the picture and the expression."""
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def locate(self, picture: Image.Image, expression: str) -> Box | None:
+        rng = random.Random(f"{self.seed}/{picture_key(picture)}/{expression}")
+        width, height = (round(side * rng.uniform(0.2, 0.35)) for side in picture.size)
+        x, y = rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)
+        return (x, y, x + width, y + height)
