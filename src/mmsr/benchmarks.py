@@ -4,7 +4,7 @@
     items = benchmark.load(Path("data/infoseek"), sample=None, seed=0)      # the paper's 2,000, drawn with the seed
     values = benchmark.score(items, answers, verdicts)                      # {"harmonic_mean": Interval(…), …}
 
-The paper's own table (§4.2) is an LLM judge's share of correct answers: that is "judge_accuracy", there only with
+The paper's own results table is an LLM judge's share of correct answers: that is "judge_accuracy", there only with
 verdicts. The published metric (`headline`) and plain exact match always stand beside it. What each folder must hold is
 in `mmsr.benchmark_readers`, the rules in `mmsr.benchmark_scores`. All values are shares from 0 to 1.
 """
@@ -23,7 +23,7 @@ from mmsr.benchmark_files import BenchmarkError, BenchmarkItem, Draft, settle
 from mmsr.metrics import Interval, cluster_mean, cluster_ratio, exact_match, harmonic_interval
 
 VERDICTS = ("correct", "incorrect", "not_attempted")
-PAPER_SAMPLE = 2000  # of InfoSeek and Encyclopedic-VQA (paper §4.1); the others are used whole
+PAPER_SAMPLE = 2000  # of InfoSeek and Encyclopedic-VQA, by the paper; the others are used whole
 UNSEEN = ("unseen_question", "unseen_entity")
 BOOTSTRAP_SEED = 0
 
