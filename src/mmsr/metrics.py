@@ -110,8 +110,8 @@ def proportion(outcomes: Iterable[bool]) -> Interval:
 def cluster_mean(values: Sequence[float], clusters: Sequence[Hashable], seed: int, draws: int = DRAWS) -> Interval:
     """The mean of the values with a bootstrap over clusters (one label per value, such as the picture or the entity).
 
-    ValueError for no values or unequal lengths. With a single cluster the spread is unknown: low and high are None. Where all values
-    are the same the interval has no width; for right and wrong of independent questions `proportion` is honest there.
+    ValueError for no values or unequal lengths. With a single cluster the spread is unknown: low and high are None.
+    Where all values are the same the interval has no width; for independent questions `proportion` is honest there.
     """
     return cluster_ratio(values, [1.0] * len(values), clusters, seed, draws)
 
