@@ -53,7 +53,8 @@ class Service:
     The key goes in the header `key_header` (after `key_prefix`) or in the parameter `key_param` (of the form where the
     call has one, else of the address). `quota` is a pattern of the error texts that mean "used up" rather than "slow
     down"; `help_403` says what a refusal usually means there. `price` is in US dollars a successful call. `web` is True
-    for addresses that come from search results: these must be global, and no proxy is used.
+    for strangers' pages: their addresses must be global unless `near` (for a world served on loopback), no proxy is
+    used, and nothing they say ends a run.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Service:
     help_403: str = ""
     limits: Limits = field(default_factory=Limits)
     web: bool = False
+    near: bool = False
 
     def key(self) -> str:
         """The key, or "" where none is needed. Raises KeyRefused where it is missing or cannot be one."""
@@ -106,9 +108,9 @@ def _bucket(name: str, host: str, rate: float) -> TokenBucket:
 
 
 @functools.lru_cache(maxsize=8)
-def _http(process: int, web: bool) -> httpx.Client:
+def _http(process: int, global_only: bool) -> httpx.Client:
     """Connections are shared by all services of a process, and by no other process (a fork must open its own)."""
-    return new_client(web)
+    return new_client(global_only)
 
 
 class _RedactKeys(logging.Filter):
@@ -185,7 +187,7 @@ class Client:
         url = self.service.base_url.rstrip("/") + path if path else self.service.base_url
         headers = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT, **request["headers"]}
         request = {**request, "headers": headers, "timeout": seconds}
-        http = _http(os.getpid(), self.service.web)
+        http = _http(os.getpid(), self.service.web and not self.service.near)
         try:
             with deadline_in(seconds), http.stream(method, url, **request) as answer:
                 return Reply(answer.status_code, dict(answer.headers), self._read(answer))

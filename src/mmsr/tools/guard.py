@@ -108,10 +108,10 @@ class _Stream(httpcore.NetworkStream):
 
 
 class _Backend(httpcore.NetworkBackend):
-    """Opens connections; with `web`, to global addresses alone."""
+    """Opens connections; with `global_only`, to addresses on the public internet alone."""
 
-    def __init__(self, web: bool) -> None:
-        self._web, self._tcp = web, httpcore.SyncBackend()
+    def __init__(self, global_only: bool) -> None:
+        self._global_only, self._tcp = global_only, httpcore.SyncBackend()
 
     def connect_tcp(
         self,
@@ -122,7 +122,7 @@ class _Backend(httpcore.NetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         addresses = _resolve(host, port)
-        allowed = [a for a in addresses if not self._web or is_global(a)]
+        allowed = [a for a in addresses if not self._global_only or is_global(a)]
         if not allowed:
             raise BlockedAddress(f"{host} leads to {addresses[0]}, which is not on the public web: it is not fetched.")
         for address in allowed:
@@ -149,16 +149,16 @@ class _Body(httpx.SyncByteStream):
 class _Transport(httpx.BaseTransport):
     """httpx over an httpcore pool with our own network; a proxy of the environment serves all but the web's pages."""
 
-    def __init__(self, web: bool) -> None:
+    def __init__(self, global_only: bool) -> None:
         shared = {
             "ssl_context": httpx.create_ssl_context(),
             "max_connections": 100,
             "max_keepalive_connections": 20,
             "keepalive_expiry": 5.0,
-            "network_backend": _Backend(web),
+            "network_backend": _Backend(global_only),
         }
         self._direct = httpcore.ConnectionPool(**shared)
-        found = {} if web else urllib.request.getproxies()
+        found = {} if global_only else urllib.request.getproxies()
         self._proxies = {s: httpcore.HTTPProxy(found[s], **shared) for s in ("http", "https") if s in found}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -181,7 +181,7 @@ class _Transport(httpx.BaseTransport):
             pool.close()
 
 
-def new_client(web: bool) -> httpx.Client:
-    """A client without redirects, cookies or credentials from the environment; with `web`, for pages results name."""
+def new_client(global_only: bool) -> httpx.Client:
+    """A client without redirects, cookies or credentials of the environment; `global_only` for strangers' addresses."""
     no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    return httpx.Client(transport=_Transport(web), follow_redirects=False, trust_env=False, cookies=no_cookies)
+    return httpx.Client(transport=_Transport(global_only), follow_redirects=False, trust_env=False, cookies=no_cookies)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class PageReader:
-    """Reads pages of the public web; `service` holds the limits, and `web=False` in it lets local addresses through."""
+    """Reads pages of the public web; `service` holds the limits, and `near=True` in it lets local addresses through."""
 
     def __init__(self, outside: Outside, service: Service = PAGE) -> None:
         self.outside, self.service = outside, service
@@ -52,16 +53,31 @@ class PageReader:
 
 def extract(reply: Reply) -> str:
     """The main text of a fetched page. Raises BadAnswer where it is neither HTML nor text, or has none."""
-    kind = reply.headers.get("content-type", "text/html").partition(";")[0].strip().lower()
+    header = reply.headers.get("content-type", "text/html").lower()
+    kind = header.partition(";")[0].strip()
     if kind == "text/plain":
-        text: str | None = reply.body.decode("utf-8", "replace")
+        text: str | None = decode(reply.body, header)
     elif kind in ("text/html", "application/xhtml+xml"):
-        text = trafilatura.extract(reply.body, include_comments=False)
+        text = trafilatura.extract(decode(reply.body, header), include_comments=False)
     else:
         raise BadAnswer(f"The page is {kind[:60]}, which is neither HTML nor text: its snippet has to do.")
     if not text or not text.strip():
         raise BadAnswer("The page has no main text: its snippet has to do.")
     return text.strip()[:MAX_CHARS]
+
+
+def decode(body: bytes, header: str) -> str:
+    """The body as text, by the encoding that the header or the page names, else as UTF-8 or what reads without fail.
+
+    The extractor could guess too, but would unpack a compressed body that calls itself HTML.
+    """
+    names = re.findall(r"charset=[\"']?([\w-]+)", header + " " + body[:2048].decode("latin-1").lower())
+    for name in [*names, "utf-8"]:
+        try:
+            return body.decode(name)
+        except (LookupError, UnicodeError):
+            continue
+    return body.decode("cp1252", "replace")
 
 
 def with_pages(hits: Sequence[Hit], reader: PageReader) -> list[Hit]:

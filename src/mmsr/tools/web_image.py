@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mmsr.tools.base import Hit
 from mmsr.tools.fetch import Client, Service
@@ -28,6 +28,9 @@ from mmsr.tools.web_text import plain, refuse_error, rows, web_hits
 
 LENS_BYTES = 500_000  # SerpApi refuses larger uploads
 VISION_BYTES = 4_000_000  # Google refuses requests over 10 MB, and base64 makes a third more of a picture
+
+MAX_PIXELS = 25_000_000  # Pillow itself only warns below 89 million
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,17 @@ def flat(picture: Image.Image) -> Image.Image:
         return picture
     rgba = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def read_picture(data: bytes) -> Image.Image:
+    """A stranger's picture: its first frame, upright, in RGB. Raises ValueError for what is none or is too large."""
+    try:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(f"the picture has more than {MAX_PIXELS / 1e6:g} million pixels")
+        return flat(ImageOps.exif_transpose(picture))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a picture in {', '.join(FORMATS)} ({error})") from None
 
 
 def picture_sha256(picture: Image.Image) -> str:
