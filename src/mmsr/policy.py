@@ -96,6 +96,12 @@ class Policy:
         sx, sy = picture.width / width, picture.height / height
         return tuple(round(v * s) for v, s in zip(box, (sx, sy, sx, sy)))
 
+    def to_frame(self, box: Sequence[float], picture: Image.Image) -> Box:
+        """Scale a box from pixels of the picture to this policy's frame: the inverse of `to_picture`."""
+        width, height = self.frame(picture)
+        sx, sy = width / picture.width, height / picture.height
+        return tuple(round(v * s) for v, s in zip(box, (sx, sy, sx, sy)))
+
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
         """The base model as it was before LoRA, in this block."""

@@ -58,6 +58,22 @@ class Answer:
     text: str
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """What the policy is told: with the question, after an image search, after a text search, and to ground (paper App.).
+
+    `first_turn` holds `{question}`, `locate` holds `{expression}`; `direct` and `rag` are the prompts of the workflows
+    that use no protocol, `rag` with `{pages}` as well.
+    """
+
+    first_turn: str
+    after_image: str
+    after_text: str
+    locate: str
+    direct: str
+    rag: str
+
+
 Action = TextSearch | ImageSearch | Answer
 
 

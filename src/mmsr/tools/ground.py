@@ -16,11 +16,11 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from PIL import Image
 
-from mmsr.tools.base import Box
+from mmsr.tools.base import Box, Grounder
 
 
 class BaseGrounder:
@@ -103,13 +103,13 @@ def picture_key(picture: Image.Image) -> str:
 
 
 class OracleGrounder:
-    """Always the gold box of the question at hand."""
+    """The gold box of each picture, whatever is described. `boxes` is keyed by `picture_key`."""
 
-    def __init__(self, box: Box | None):
-        self.box = box
+    def __init__(self, boxes: Mapping[str, Box]):
+        self.boxes = boxes
 
     def locate(self, picture: Image.Image, expression: str) -> Box | None:
-        return self.box
+        return self.boxes.get(picture_key(picture))
 
 
 class WholeGrounder:
@@ -130,3 +130,25 @@ class RandomGrounder:
         width, height = (round(side * rng.uniform(0.2, 0.35)) for side in picture.size)
         x, y = rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)
         return (x, y, x + width, y + height)
+
+
+class PerturbedGrounder:
+    """Another grounder's box, padded and shaken: for the sweeps of the crop ablation.
+
+    `padding` is a share of width and height added on each side; `noise` is the standard deviation of each edge's shift,
+    as a share of the box's side, drawn from the picture and the expression.
+    """
+
+    def __init__(self, inner: Grounder, padding: float, noise: float, seed: int):
+        self.inner, self.padding, self.noise, self.seed = inner, padding, noise, seed
+
+    def locate(self, picture: Image.Image, expression: str) -> Box | None:
+        box = self.inner.locate(picture, expression)
+        if box is None:
+            return None
+        rng = random.Random(f"{self.seed}/{picture_key(picture)}/{expression}")
+        width, height = box[2] - box[0], box[3] - box[1]
+        shifts = [rng.gauss(0, self.noise) * side for side in (width, height, width, height)]
+        x1, y1, x2, y2 = (round(v + shift) for v, shift in zip(box, shifts))
+        shaken = clamp((min(x1, x2 - 1), min(y1, y2 - 1), x2, y2), picture)
+        return pad(shaken, self.padding, picture) if shaken else None

@@ -1,0 +1,207 @@
+"""SearchEnv: one episode of question, tools and answer, with the full trajectory kept (paper §3.1).
+
+    env = SearchEnv(tools, prompts, limits, tasks)
+    env.reset(task_id="test-0-3")
+    observation = env.step("<reason>…</reason>\\n<img_search>the flag on the left</img_search>")
+    env.trajectory            # turns, boxes, pages, scores, time
+
+At most one image search and ten tool calls; text searches are free within them. A turn that breaks the protocol is told
+so and the episode goes on, but it is counted, and the reward's format part sees it. The same class is TRL's environment:
+`step` is its one tool, taking the whole turn, so that this protocol's parser and no other reads what the policy wrote.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from PIL import Image
+
+from mmsr.protocol import (
+    Answer,
+    ImageSearch,
+    Prompts,
+    ProtocolError,
+    TextSearch,
+    Turn,
+    parse_turn,
+    render_observation,
+    sanitise,
+)
+from mmsr.tools.base import Box, Grounder, Hit, ImageSearch as ImageEngine, Summariser, TextSearch as TextEngine, ToolError
+from mmsr.tools.ground import clamp
+
+
+@dataclass(frozen=True)
+class Task:
+    """A question about a picture, as an episode needs it. `gold_pages` and `box` serve metrics and ablations alone."""
+
+    id: str
+    question: str
+    picture: Image.Image
+    golds: tuple[str, ...]
+    gold_pages: tuple[str, ...] = ()
+    box: Box | None = None
+    entity: str = ""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What an episode can call. `to_picture` scales a box from the policy's frame to pixels of the picture."""
+
+    text: TextEngine
+    image: ImageEngine
+    grounder: Grounder
+    text_summary: Summariser
+    image_summary: Summariser
+    to_picture: Callable[[Sequence[float], Image.Image], Box]
+    special_tokens: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Budgets of an episode (paper §3.1) and how many results a search returns."""
+
+    tool_calls: int = 10
+    image_searches: int = 1
+    broken_turns: int = 3
+    k: int = 5
+
+
+@dataclass
+class TurnRecord:
+    """One turn: what was written, what it did, what came back. `error` says why it did not count as valid."""
+
+    text: str
+    action: str
+    content: str = ""
+    error: str = ""
+    box: Box | None = None
+    hits: list[dict] = field(default_factory=list)
+    observation: str = ""
+    seconds: float = 0.0
+
+
+@dataclass
+class Trajectory:
+    """A whole episode. `answer` is empty where none was given; `end` is "answer", "broken" or "" (cut off)."""
+
+    task_id: str
+    turns: list[TurnRecord] = field(default_factory=list)
+    answer: str = ""
+    end: str = ""
+    reward: dict[str, float] = field(default_factory=dict)
+
+    def searches(self, kind: str = "") -> int:
+        """Searches that were carried out: of "text_search", "img_search", or all."""
+        kinds = (kind,) if kind else ("text_search", "img_search")
+        return sum(turn.action in kinds and not turn.error for turn in self.turns)
+
+    @property
+    def valid_turns(self) -> int:
+        return sum(not turn.error for turn in self.turns)
+
+    @property
+    def retrieved(self) -> list[str]:
+        """Identifiers of everything a search returned, in order."""
+        return [hit["id"] for turn in self.turns for hit in turn.hits]
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+class SearchEnv:
+    """The episode. `tasks` maps identifiers to tasks; `reset` picks one, as TRL does with a row of its dataset."""
+
+    def __init__(self, tools: Tools, prompts: Prompts, limits: Limits, tasks: Mapping[str, Task]):
+        self._tools, self._prompts, self._limits, self._tasks = tools, prompts, limits, tasks
+        self.trajectory = Trajectory("")
+
+    def reset(self, task_id: str, **_: object) -> None:
+        """Begin the episode of one task; other columns of a dataset's row are let pass."""
+        self._task = self._tasks[task_id]
+        self.trajectory = Trajectory(task_id)
+
+    def step(self, turn: str) -> str:
+        """Play one turn of the policy and give back what it reads next.
+
+        Args:
+            turn: The whole text of the turn, as generated.
+
+        Returns:
+            The observation, or nothing where the episode has ended.
+        """
+        if self.trajectory.end:
+            return "The episode is over."
+        began = time.perf_counter()
+        record = self._play(turn)
+        record.seconds = round(time.perf_counter() - began, 4)
+        self.trajectory.turns.append(record)
+        if record.action == "answer" and not record.error:
+            self.trajectory.end, self.trajectory.answer = "answer", record.content
+            return ""
+        if sum(bool(t.error) for t in self.trajectory.turns) >= self._limits.broken_turns:
+            self.trajectory.end = "broken"
+            return ""
+        return record.observation
+
+    def _play(self, text: str) -> TurnRecord:
+        try:
+            turn = parse_turn(text)
+        except ProtocolError as error:
+            return self._refusal(TurnRecord(text, "none", error=str(error)))
+        if isinstance(turn.action, Answer):
+            return TurnRecord(text, "answer", turn.action.text)
+        if isinstance(turn.action, TextSearch):
+            return self._search_text(text, turn.action.query)
+        return self._search_image(text, turn)
+
+    def _refusal(self, record: TurnRecord) -> TurnRecord:
+        record.observation = render_observation(f"That turn did not count: {sanitise(record.error)}.")
+        return record
+
+    def _out_of_budget(self, kind: str) -> str:
+        done = self.trajectory
+        if done.searches() >= self._limits.tool_calls:
+            return f"all {self._limits.tool_calls} searches are used up, so answer now"
+        if kind == "img_search" and done.searches(kind) >= self._limits.image_searches:
+            return "the picture was already searched"
+        return ""
+
+    def _search_text(self, text: str, query: str) -> TurnRecord:
+        record = TurnRecord(text, "text_search", query, error=self._out_of_budget("text_search"))
+        if record.error:
+            return self._refusal(record)
+        return self._observe(record, self._tools.text, query, self._tools.text_summary, self._prompts.after_text)
+
+    def _search_image(self, text: str, turn: Turn) -> TurnRecord:
+        action: ImageSearch = turn.action
+        content = ",".join(map(str, action.box)) if action.box else action.expression
+        record = TurnRecord(text, "img_search", content, error=self._out_of_budget("img_search"))
+        if record.error:
+            return self._refusal(record)
+        picture = self._task.picture
+        if action.box:
+            record.box = clamp(self._tools.to_picture(action.box, picture), picture)
+        elif action.expression:
+            record.box = self._tools.grounder.locate(picture, action.expression)
+        crop = picture.crop(record.box) if record.box else picture
+        return self._observe(record, self._tools.image, crop, self._tools.image_summary, self._prompts.after_image)
+
+    def _observe(self, record: TurnRecord, engine, query, summariser: Summariser, follow_up: str) -> TurnRecord:
+        """Ask an engine and write down what the policy gets to read. A tool that fails is told, not hidden."""
+        try:
+            hits: list[Hit] = engine.search(query, self._limits.k)
+            summary = summariser.summarise(self._task.question, record.content, hits)
+        except ToolError as error:
+            hits, summary = [], f"The search failed: {error}"
+        record.hits = [{"id": h.id, "title": h.title, "score": h.score, "url": h.url} for h in hits]
+        record.observation = render_observation(sanitise(summary, self._tools.special_tokens), follow_up)
+        return record
+
+
+def first_messages(task: Task, prompts: Prompts, special_tokens: tuple[str, ...] = ()) -> list[dict]:
+    """The conversation before the policy's first turn: the picture and the question, which is outside text too."""
+    text = prompts.first_turn.format(question=sanitise(task.question, special_tokens))
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
