@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -53,16 +54,14 @@ class LocalWeb:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one write: two would wait 40 ms for each other (Nagle)
     web: LocalWeb
 
     def do_GET(self) -> None:
         length = int(self.headers.get("content-length", 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
         seen = Seen(self.command, self.path, headers, self.rfile.read(length))
-        try:
-            self.web.next(seen)(self)
-        except (BrokenPipeError, ConnectionResetError):  # the client has heard enough
-            self.close_connection = True
+        self.web.next(seen)(self)
 
     do_POST = do_GET
 
@@ -70,12 +69,19 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that has heard enough hangs up
+            super().handle_error(request, client_address)
+
+
 @contextlib.contextmanager
 def local_web() -> Iterator[LocalWeb]:
     """The server in a thread."""
     handler = type("BoundHandler", (Handler,), {})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), handler)
     handler.web = web = LocalWeb(f"http://127.0.0.1:{server.server_address[1]}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
@@ -112,6 +118,7 @@ def drips(handler: Handler) -> None:
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
     for _ in range(60):
         handler.wfile.write(b"a")
+        handler.wfile.flush()
         if handler.web.over.wait(0.05):
             return
 
