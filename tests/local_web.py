@@ -7,16 +7,23 @@ import gzip
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
+from mmsr.tools.base import ToolError
 from mmsr.tools.limits import Limits
 
 Part = Callable[["Handler"], None]
 FAST = Limits(total=5.0, attempt=2.0, tries=3, first_wait=0.01, max_bytes=1_000_000)
 QUICK = Limits(total=0.5, attempt=0.2, tries=2, first_wait=0.01, max_bytes=1_000_000)  # where nothing will come
+
+
+SECRET = "sk-Very/Secret+Key=123"
 
 
 @dataclass
@@ -144,3 +151,14 @@ def gzip_bomb(handler: Handler) -> None:
 
 
 _BOMB = gzip.compress(b"0" * 20_000_000)
+
+
+def failing(action: Callable[[], Any], kind: type[ToolError], seconds: float = 3.0) -> ToolError:
+    """The error of `action`, which is of exactly this kind, one clear line, and there in time."""
+    started = time.monotonic()
+    with pytest.raises(ToolError) as caught:
+        action()
+    assert time.monotonic() - started < seconds
+    assert type(caught.value) is kind, repr(caught.value)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".") and SECRET not in str(caught.value)
+    return caught.value

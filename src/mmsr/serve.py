@@ -41,7 +41,7 @@ from starlette.routing import Route
 
 from mmsr.tools.base import Hit, ImageSearch, TextSearch, ToolError
 from mmsr.tools.web_image import read_picture
-from mmsr.world import World
+from mmsr.world.data import World
 
 MAX_BODY = 2_000_000  # bytes of a request
 MAX_UPLOAD = 500_000  # bytes of a picture, as at SerpApi

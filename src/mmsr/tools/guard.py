@@ -18,6 +18,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import httpcore
 import httpx
@@ -61,7 +62,7 @@ def is_global(address: str) -> bool:
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
-def _resolve(host: str, port: int) -> list[str]:
+def _resolve(host: str, port: int, timeout: float | None) -> list[str]:
     """Addresses of a name within the deadline; the system's look-up has no time-out, so it gets a thread to hang in."""
     answers: queue.Queue[list[str] | OSError] = queue.Queue(1)
 
@@ -74,7 +75,7 @@ def _resolve(host: str, port: int) -> list[str]:
 
     threading.Thread(target=look_up, daemon=True).start()
     try:
-        answer = answers.get(timeout=_left(30.0, httpcore.ConnectTimeout))
+        answer = answers.get(timeout=_left(timeout, httpcore.ConnectTimeout))
     except queue.Empty:
         raise httpcore.ConnectTimeout("the name was not resolved in time") from None
     if isinstance(answer, OSError):
@@ -121,7 +122,7 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        addresses = _resolve(host, port)
+        addresses = _resolve(host, port, timeout)
         allowed = [a for a in addresses if not self._global_only or is_global(a)]
         if not allowed:
             raise BlockedAddress(f"{host} leads to {addresses[0]}, which is not on the public web: it is not fetched.")
@@ -146,11 +147,17 @@ class _Body(httpx.SyncByteStream):
         self._stream.close()
 
 
+def _proxy(address: str, shared: dict[str, Any]) -> httpcore.HTTPProxy:
+    proxy = httpx.Proxy(address if "://" in address else f"http://{address}")
+    url = httpcore.URL(scheme=proxy.url.raw_scheme, host=proxy.url.raw_host, port=proxy.url.port, target=b"/")
+    return httpcore.HTTPProxy(url, proxy_auth=proxy.raw_auth, **shared)
+
+
 class _Transport(httpx.BaseTransport):
     """httpx over an httpcore pool with our own network; a proxy of the environment serves all but the web's pages."""
 
     def __init__(self, global_only: bool) -> None:
-        shared = {
+        shared: dict[str, Any] = {
             "ssl_context": httpx.create_ssl_context(),
             "max_connections": 100,
             "max_keepalive_connections": 20,
@@ -159,7 +166,7 @@ class _Transport(httpx.BaseTransport):
         }
         self._direct = httpcore.ConnectionPool(**shared)
         found = {} if global_only else urllib.request.getproxies()
-        self._proxies = {s: httpcore.HTTPProxy(found[s], **shared) for s in ("http", "https") if s in found}
+        self._proxies = {s: _proxy(found[s], shared) for s in ("http", "https") if s in found}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         url = request.url

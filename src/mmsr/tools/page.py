@@ -9,7 +9,6 @@ extracted text, so that a replay does not depend on the version of the extractor
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import re
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ import trafilatura
 from mmsr.tools.base import Hit, ToolError
 from mmsr.tools.fetch import Client, Reply, Service
 from mmsr.tools.limits import BadAnswer, FatalToolError, Limits, Refused
-from mmsr.tools.replay import Call, Outside
+from mmsr.tools.replay import Call, Outside, keys_used, log_keys
 
 VERSION = 1
 MAX_CHARS = 8000  # of one page; a summariser reads five of them
@@ -83,18 +82,20 @@ def decode(body: bytes, header: str) -> str:
 def with_pages(hits: Sequence[Hit], reader: PageReader) -> list[Hit]:
     """The hits with their pages' text, read side by side; a page that cannot be read leaves its hit the snippet."""
 
-    def read(hit: Hit) -> Hit:
-        try:
-            return replace(hit, text=reader.read(hit.url)) if hit.url else hit
-        except FatalToolError:
-            raise
-        except ToolError as error:
-            logger.info("page of %s not read: %s", hit.id, error)
-            return hit
+    def read(hit: Hit) -> tuple[Hit, list[str]]:
+        with keys_used() as keys:
+            try:
+                return (replace(hit, text=reader.read(hit.url)) if hit.url else hit), keys
+            except FatalToolError:
+                raise
+            except ToolError as error:
+                logger.info("page of %s not read: %s", hit.id, error)
+                return hit, keys
 
     if not hits:
         return []
     with ThreadPoolExecutor(len(hits)) as pool:
-        # A copy of the context each, so that calls made in the pool still log their keys to the trajectory.
-        jobs = [pool.submit(contextvars.copy_context().run, read, hit) for hit in hits]
-        return [job.result() for job in jobs]
+        done = list(pool.map(read, hits))
+    for _, keys in done:  # in the order of the hits, so that a replayed trajectory logs the same
+        log_keys(keys)
+    return [hit for hit, _ in done]

@@ -26,7 +26,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,6 +96,13 @@ def keys_used() -> Iterator[list[str]]:
         _KEYS.reset(token)
 
 
+def log_keys(keys: Iterable[str]) -> None:
+    """Add keys to the innermost `keys_used`, if there is one."""
+    log = _KEYS.get()
+    if log is not None:
+        log.extend(keys)
+
+
 @dataclass
 class Outside:
     """The door itself. Safe between threads and, for one record, between processes; pickles to other processes."""
@@ -129,9 +136,7 @@ class Outside:
         Raises what `ask` raises, or what it raised when the call was recorded; ReplayMiss for an unrecorded call.
         """
         key = call.key
-        keys = _KEYS.get()
-        if keys is not None:
-            keys.append(key)
+        log_keys([key])
         if self.mode == "live":
             return ask()
         with self._stripes[int(key[:8], 16) % STRIPES]:

@@ -1,6 +1,6 @@
 """Picture search over the live web (paper §3.2) by upload, so that a local crop needs no hosting.
 
-    search = WebImageSearch(IMAGE_ENGINES["serpapi_lens"], outside, reader=PageReader(outside))
+    search = image_search("serpapi_lens", outside, reader=PageReader(outside))
     search.search(crop, k=5)        # -> [Hit(id="https://…", title="Flag of Kenya", text=…, score=1.0, url=…), …]
 
 SerpApi's Google Lens takes the picture at /image and searches by the identifier it gives; Google Vision takes it inside
@@ -24,7 +24,7 @@ from mmsr.tools.fetch import Client, Service
 from mmsr.tools.limits import BadAnswer, Refused
 from mmsr.tools.page import PageReader, with_pages
 from mmsr.tools.replay import Call, Outside
-from mmsr.tools.web_text import plain, refuse_error, rows, web_hits
+from mmsr.tools.web_text import pick, plain, refuse_error, rows, web_hits
 
 LENS_BYTES = 500_000  # SerpApi refuses larger uploads
 VISION_BYTES = 4_000_000  # Google refuses requests over 10 MB, and base64 makes a third more of a picture
@@ -159,7 +159,9 @@ def _vision_hits(answer: Any) -> list[Hit]:
 
 _WEB_DETECTION = {"type": "WEB_DETECTION", "maxResults": 10}
 SERPAPI_LENS = ImageEngine(
-    Service("serpapi_lens", "https://serpapi.com", "SERPAPI_API_KEY", key_param="api_key", rate=2.0, price=0.0075),
+    Service(
+        "serpapi_lens", "https://serpapi.com", "SERPAPI_API_KEY", key_param="api_key", rate=2.0, price=0.0075
+    ),  # two calls
     1,
     "GET /search",
     {"engine": "google_lens", "type": "visual_matches"},
@@ -182,3 +184,8 @@ GOOGLE_VISION = ImageEngine(
     _vision_hits,
 )
 IMAGE_ENGINES: Mapping[str, ImageEngine] = {engine.service.name: engine for engine in (SERPAPI_LENS, GOOGLE_VISION)}
+
+
+def image_search(name: str, outside: Outside, base_url: str = "", reader: PageReader | None = None) -> WebImageSearch:
+    """The engine of that name, at its public address unless another is given. Raises ValueError for an unknown name."""
+    return WebImageSearch(pick(IMAGE_ENGINES, name, base_url), outside, reader)

@@ -1,11 +1,11 @@
 """Text search over the live web (paper §3.2): six engines behind the interface of the local one.
 
     outside = Outside("record", Path("calls.sqlite"))
-    search = WebTextSearch(TEXT_ENGINES["serper"], outside, reader=PageReader(outside))
+    search = text_search("serper", outside, reader=PageReader(outside))
     search.search("Kenya capital", k=5)     # -> [Hit(id="https://…", title=…, text=…, score=1.0, url="https://…"), …]
 
 An engine is a `TextEngine`: where it is, how it is asked and how its answer is read; nothing else differs between
-engines. Point one elsewhere (at `mmsr serve`, say) with `at(engine, "http://127.0.0.1:8000")`.
+engines. `base_url` points one elsewhere, at `mmsr serve` say; `WorldHits` then gives its hits the world's identifiers.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
-from urllib.parse import quote
+from typing import Any, Generic, Protocol, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 from mmsr.tools.base import Hit
 from mmsr.tools.fetch import Client, Service
@@ -25,6 +25,7 @@ from mmsr.tools.page import PageReader, with_pages
 from mmsr.tools.replay import Call, Outside
 
 Engine = TypeVar("Engine")
+Query = TypeVar("Query", contravariant=True)
 
 LEAST = 10  # results asked for at least: engines charge by the call, and a record then serves every smaller k
 
@@ -199,3 +200,35 @@ SEARCH_R1 = TextEngine(
 TEXT_ENGINES: Mapping[str, TextEngine] = {
     engine.service.name: engine for engine in (SERPER, SERPAPI, BRAVE, SEARXNG, WIKIMEDIA, SEARCH_R1)
 }
+
+
+def text_search(name: str, outside: Outside, base_url: str = "", reader: PageReader | None = None) -> WebTextSearch:
+    """The engine of that name, at its public address unless another is given. Raises ValueError for an unknown name."""
+    return WebTextSearch(pick(TEXT_ENGINES, name, base_url), outside, reader)
+
+
+def pick(engines: Mapping[str, Engine], name: str, base_url: str) -> Engine:
+    """One of some engines, moved to `base_url` where that is given."""
+    if name not in engines:
+        raise ValueError(f"There is no engine {name!r}: use one of {', '.join(engines)}.")
+    return at(engines[name], base_url) if base_url else engines[name]
+
+
+class Search(Protocol[Query]):
+    """`base.TextSearch` or `base.ImageSearch`."""
+
+    def search(self, query: Query, k: int, /) -> list[Hit]: ...
+
+
+@dataclass(frozen=True)
+class WorldHits(Generic[Query]):
+    """A web engine aimed at `mmsr serve`: its hits are named as the local tools name them ("ke/capital", "ke")."""
+
+    engine: Search[Query]
+
+    def search(self, query: Query, k: int) -> list[Hit]:
+        """What the engine finds, with the world's own identifiers in place of addresses."""
+        return [
+            replace(hit, id=unquote(urlsplit(hit.id).path).removeprefix("/page/"))
+            for hit in self.engine.search(query, k)
+        ]
