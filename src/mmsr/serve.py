@@ -230,7 +230,7 @@ class Engine:
             row = {"position": rank, "title": hit.title, "link": _url(request, hit), "snippet": hit.text}
             if hit.id in self.titles:
                 url = str(request.url_for("picture", iso=hit.id))
-                row |= {"source": hit.text or "mmsr", "image": url, "thumbnail": url}
+                row |= {"source": hit.text, "image": url, "thumbnail": url}
             rows.append(row)
         return rows
 
