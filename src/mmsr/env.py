@@ -29,7 +29,9 @@ from mmsr.protocol import (
     render_observation,
     sanitise,
 )
-from mmsr.tools.base import Box, Grounder, Hit, ImageSearch as ImageEngine, Summariser, TextSearch as TextEngine, ToolError
+from mmsr.tools.base import Box, Grounder, Hit, Summariser, ToolError
+from mmsr.tools.base import ImageSearch as ImageEngine
+from mmsr.tools.base import TextSearch as TextEngine
 from mmsr.tools.ground import clamp
 
 
@@ -197,7 +199,8 @@ class SearchEnv:
         except ToolError as error:
             hits, summary = [], f"The search failed: {error}"
         record.hits = [{"id": h.id, "title": h.title, "score": h.score, "url": h.url} for h in hits]
-        record.observation = render_observation(sanitise(summary, self._tools.special_tokens), follow_up)
+        prompt = follow_up.format(question=sanitise(self._task.question, self._tools.special_tokens))
+        record.observation = render_observation(sanitise(summary, self._tools.special_tokens), prompt)
         return record
 
 

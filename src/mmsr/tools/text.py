@@ -24,12 +24,12 @@ def words(text: str) -> list[str]:
 
 
 class LocalTextSearch:
-    """BM25 over titles and texts. Ties are broken by page order, so results repeat exactly."""
+    """BM25 over titles (which count three times) and texts. Ties are broken by page order, so results repeat exactly."""
 
     def __init__(self, world: World):
         self.pages = list(world.pages.values())
         self.index = bm25s.BM25(k1=K1, b=B)
-        self.index.index([words(f"{page.title} {page.text}") for page in self.pages], show_progress=False)
+        self.index.index([words(f"{page.title} {page.title} {page.title} {page.text}") for page in self.pages], show_progress=False)
 
     def search(self, query: str, k: int) -> list[Hit]:
         """The `k` best pages that share a word with the query, best first; none where no word is known."""

@@ -1,0 +1,169 @@
+"""GRPO against the live tools (paper §3.4), with TRL's GRPOTrainer and SearchEnv as its environment.
+
+TRL generates a turn, asks the tokenizer to parse it, calls the environment's one tool with the whole turn, appends what
+comes back and masks it from the loss. So that the protocol's own parser is the only one, the tokenizer's
+`parse_response` is ours: every turn but an answer is a call of `step`; an answer ends the rollout and the reward reads it
+through the same `step`.
+
+Paper's settings: 8 rollouts a question, advantage = reward − group mean (no standard deviation), KL 0.001, clip 0.2.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, Sequence as Many, Value
+from datasets import Image as Picture
+from trl import GRPOConfig, GRPOTrainer
+
+from mmsr.env import SearchEnv, Task, Trajectory, first_messages
+from mmsr.policy import Policy
+from mmsr.presets import Preset
+from mmsr.protocol import Answer, ProtocolError, parse_turn
+from mmsr.reward import Judge, RewardWeights, matches, score
+from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers
+
+MAX_TURNS = 10
+
+
+def read_turn(text: str, finished: bool) -> dict[str, Any]:
+    """One generated turn as TRL's message: a call of `step` with the turn's text, unless it answers or was cut off."""
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    try:
+        ends = isinstance(parse_turn(text).action, Answer)
+    except ProtocolError:
+        ends = False
+    if finished and not ends:
+        call = {"type": "function", "function": {"name": "step", "arguments": {"turn": text}}}
+        message["tool_calls"] = [call]
+    return message
+
+
+def install_parser(tokenizer: Any) -> None:
+    """Make `read_turn` what TRL parses generated tokens with."""
+
+    def parse_response(self: Any, response: Any, **_: Any) -> dict[str, Any]:
+        ids = response.tolist() if isinstance(response, torch.Tensor) else list(response)
+        return read_turn(self.decode(ids, skip_special_tokens=True), self.eos_token_id in ids)
+
+    tokenizer.response_template = {"role": "assistant"}  # TRL asks for one; parsing is the method below
+    tokenizer.parse_response = types.MethodType(parse_response, tokenizer)
+
+
+def as_rows(tasks: Sequence[Task], preset: Preset) -> Dataset:
+    """Rows as TRL reads them: the prompt, the picture, and the task's identifier for `SearchEnv.reset`."""
+    part = {"type": Value("string"), "text": Value("string")}
+    prompt = [{"role": Value("string"), "content": [part]}]
+    features = Features({"prompt": prompt, "images": Many(Picture()), "task_id": Value("string")})
+    prompts = [first_messages(task, preset.prompts) for task in tasks]
+    typed = [
+        [{"role": m["role"], "content": [{"type": p["type"], "text": p.get("text")} for p in m["content"]]} for m in ms]
+        for ms in prompts
+    ]
+    rows = {"prompt": typed, "images": [[t.picture] for t in tasks], "task_id": [t.id for t in tasks]}
+    return Dataset.from_dict(rows, features=features)
+
+
+def grpo_config(preset: Preset, folder: Path, seed: int, kl: float) -> GRPOConfig:
+    """The paper's settings, sizes by preset."""
+    rollouts = preset.grpo_questions * preset.generations
+    return GRPOConfig(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=preset.grpo_steps,
+        per_device_train_batch_size=preset.micro_batch,
+        gradient_accumulation_steps=max(1, rollouts // preset.micro_batch),
+        num_generations=preset.generations,
+        learning_rate=preset.grpo_lr,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=preset.grpo_warmup,
+        beta=kl,
+        epsilon=0.2,
+        scale_rewards="none",
+        loss_type="grpo",
+        temperature=preset.temperature,
+        max_completion_length=preset.completion_tokens,
+        max_tool_calling_iterations=MAX_TURNS,
+        generation_kwargs={"max_new_tokens": preset.new_tokens},
+        mask_truncated_completions=False,
+        bf16=True,
+        gradient_checkpointing=preset.policy != "tiny",
+        logging_steps=1,
+        save_steps=preset.checkpoint_steps,
+        save_total_limit=1,
+        seed=seed,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def reward_functions(
+    tasks: dict[str, Task], weights: RewardWeights, judge: Judge
+) -> tuple[list[Callable], list[float]]:
+    """The reward, and beside it, with weight 0, the parts and habits that the CSV keeps a column of."""
+
+    def reward(environments: list[SearchEnv], completions: list[list[dict]], **_: Any) -> list[float]:
+        return [score(close(e, c), tasks[e.trajectory.task_id], weights, judge) for e, c in zip(environments, completions)]
+
+    def watch(name: str, measure: Callable[[Trajectory], float]) -> Callable:
+        def watched(environments: list[SearchEnv], **_: Any) -> list[float]:
+            return [measure(environment.trajectory) for environment in environments]
+
+        watched.__name__ = name
+        return watched
+
+    watched = [
+        watch("accuracy", lambda t: t.reward["correct"]),
+        watch("searches", lambda t: float(t.searches())),
+        watch("crops", lambda t: float(any(turn.box for turn in t.turns))),
+        watch("valid_turns", lambda t: t.valid_turns / max(1, len(t.turns))),
+    ]
+    return [reward, *watched], [1.0] + [0.0] * len(watched)
+
+
+def close(environment: SearchEnv, completion: list[dict]) -> Trajectory:
+    """Give the environment the last turn, which TRL does not call it for: an answer, or a turn that was cut off."""
+    trajectory = environment.trajectory
+    if not trajectory.end and completion and completion[-1]["role"] == "assistant":
+        environment.step(completion[-1]["content"])
+    return trajectory
+
+
+def train_grpo(
+    policy: Policy,
+    tasks: Sequence[Task],
+    new_env: Callable[[], SearchEnv],
+    preset: Preset,
+    folder: Path,
+    seed: int,
+    weights: RewardWeights | None = None,
+    kl: float = 0.001,
+    judge: Judge = matches,
+) -> Policy:
+    """Train a policy that carries the SFT adapter, going on from the last checkpoint if there is one.
+
+    The adapter lands in `folder/adapter`, one row per step in `folder/grpo.csv`.
+    """
+    quiet_trainers()
+    install_parser(policy.tokenizer)
+    functions, shares = reward_functions({task.id: task for task in tasks}, weights or RewardWeights(), judge)
+    config = grpo_config(preset, folder, seed, kl)
+    config.reward_weights = shares
+    trainer = GRPOTrainer(
+        model=policy.model,
+        args=config,
+        reward_funcs=functions,
+        train_dataset=as_rows(tasks, preset),
+        processing_class=policy.processor,
+        environment_factory=new_env,
+        callbacks=[StepCSV(folder / "grpo.csv")],
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
+    trained = Policy(trainer.model, policy.processor, policy.name)
+    trained.model.save_pretrained(folder / "adapter")
+    return trained

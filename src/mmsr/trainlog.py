@@ -1,0 +1,59 @@
+"""One CSV row per training step, and the small things both trainers share."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from pathlib import Path
+
+import datasets
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+
+class StepCSV(TrainerCallback):
+    """Writes each step's logged numbers as a CSV row and shows a line of progress.
+
+    The file is rewritten whole, under a temporary name first, so it is never half a table. A resumed training keeps the
+    rows before its checkpoint.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.rows, self.began = path, [], time.time()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step and self.path.exists():
+            with self.path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= state.global_step]
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not logs or "train_runtime" in logs or not state.is_world_process_zero:
+            return
+        row = {"step": state.global_step, **{key: value for key, value in logs.items() if key != "step"}}
+        self.rows.append(row | {"seconds": round(time.time() - self.began, 2)})
+        names = list(dict.fromkeys(key for row in self.rows for key in row))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        with part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        part.replace(self.path)
+        if state.global_step % max(1, state.max_steps // 10) == 0:
+            shown = {key: float(row[key]) for key in ("loss", "reward") if key in row}
+            numbers = "  ".join(f"{key} {value:.3f}" for key, value in shown.items())
+            print(f"step {state.global_step}/{state.max_steps}  {numbers}", file=sys.stdout, flush=True)
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint to go on from, or None."""
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def quiet_trainers() -> None:
+    """No progress bars and no chatter: notebooks keep what is printed."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
