@@ -5,6 +5,7 @@
 | locate | `locate: the flag on the left` | `4,64,37,87` (pixels of the 96-pixel picture) |
 | name | `name: the flag in the red frame` | `Kenya`, or `unknown` for a flag it was not introduced to |
 | visual | `How many flags are there?` | `3` |
+| mosaic | `colours of row 2` (of a picture of tiles) | `red blue white` |
 | frames | `frames from left to right` | `red 4,64,37,87; blue 50,8,80,30` |
 | fact | `What is the capital of Kenya?` | `Nairobi`, or `unknown` |
 | read | pages, then a question (or the other way round) | the answer as it stands there, or `not found` |
@@ -27,7 +28,7 @@ from PIL import Image, ImageDraw
 from mmsr.world.data import Country, Page, World, load_world
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, COUNT, FRAME, SIDE_OF
 from mmsr.world.relations import EDGES, RELATIONS, Relation
-from mmsr.world.scenes import SIDE, Scene, place_flags
+from mmsr.world.scenes import FRAME_COLOURS, SIDE, Scene, place_flags
 
 Lesson = tuple[str, str]
 
@@ -108,6 +109,24 @@ def lesson_scene(world: World, rng: random.Random) -> Scene:
     while len(flags) < 2:
         flags.append(("", invented_flag(rng)))
     return place_flags(flags, rng.randrange(2**31))
+
+
+def mosaic(rng: random.Random) -> tuple[Image.Image, list[Lesson]]:
+    """A picture of coloured tiles, and what colours its rows and columns have: colour, learned densely.
+
+    Without it the base finds edges to the pixel and stays blind to hue for thousands of steps.
+    """
+    columns, rows = rng.randint(2, 6), rng.randint(2, 6)
+    names = [[rng.choice(list(FRAME_COLOURS)) for _ in range(columns)] for _ in range(rows)]
+    picture = Image.new("RGB", (columns, rows))
+    for y, row in enumerate(names):
+        for x, name in enumerate(row):
+            picture.putpixel((x, y), tuple(max(0, min(255, c + rng.randint(-12, 12))) for c in FRAME_COLOURS[name]))
+    picture = picture.resize((VIEW, VIEW), Image.Resampling.NEAREST)
+    lessons = [(f"colours of row {y + 1}", " ".join(row)) for y, row in enumerate(names)]
+    lessons += [(f"colours of column {x + 1}", " ".join(row[x] for row in names)) for x in range(columns)]
+    rng.shuffle(lessons)
+    return picture, lessons
 
 
 def box_text(scene: Scene, index: int) -> str:
@@ -237,6 +256,34 @@ def pages_of(world: World, iso: str) -> list[Page]:
     return [page for page in world.pages.values() if page.id.startswith(f"{iso}/")]
 
 
+def open_read_lesson(world: World, rng: random.Random) -> Lesson:
+    """A real page asked by its own words, whatever it is about: the key of one of its clauses, or its title."""
+    held_out = {relation.slug for relation in RELATIONS.values() if relation.held_out}
+    country = rng.choice(world.by_split("train"))
+    page = rng.choice([p for p in pages_of(world, country.iso) if p.id.split("/")[1] not in held_out])
+    field = page.title.split(": ", 1)[1].lower()
+    clause = rng.choice(page.text.split("; "))
+    key, _, value = clause.rpartition(": ")
+    if key in {"total", "name", "noun"}:
+        key = f"{field} {key}"
+    match = re.match(r"\$?-?\d[\d.,]*\d?(?:%|(?: km| sq km| years| m)\b)?|[^,;:(%\d]+", value)
+    answer = match.group().strip(' "') if match else ""
+    if not answer or page.text.count(answer) > 1:
+        return generic_read_lesson(rng)
+    if not key and clause != page.text.split("; ")[0]:
+        return generic_read_lesson(rng)
+    words = (key.split(": ")[-1].lower() + " " if key and rng.random() < 0.8 else "") + (field if not key else "")
+    noun = " ".join(words.replace(" - ", " ").split()) or field
+    if rng.random() < 0.3:
+        noun = rng.choice(("main ", "number of ", "size of the ", "length of ", "share of ")) + noun
+    name = invented_name(rng) if rng.random() < 0.5 else country.name
+    lines = [f"{page.title}: {excerpt(page.text, clause, rng)}".replace(country.name, name)]
+    for other in rng.sample(pages_of(world, country.iso), rng.randint(0, 3)):
+        if other.id != page.id:
+            lines.append(f"{other.title}: {excerpt(other.text, '', rng)}".replace(country.name, name))
+    return _pose(lines, noun, name, answer.replace(country.name, name), rng) if answer in lines[0] else copy_lesson(rng)
+
+
 def generic_read_lesson(rng: random.Random) -> Lesson:
     """The same with a made-up key and value: any word may be asked for, so that a relation never seen can be read."""
     name = invented_name(rng)
@@ -313,9 +360,11 @@ def text_lesson(world: World, rng: random.Random, copying: float) -> Lesson:
     if rng.random() < copying:
         return copy_lesson(rng)
     draw = rng.random()
-    if draw < 0.5:
+    if draw < 0.45:
         return read_lesson(world, rng)
-    if draw < 0.78:
+    if draw < 0.63:
+        return open_read_lesson(world, rng)
+    if draw < 0.8:
         return generic_read_lesson(rng)
     if draw < 0.92:
         return fact_lesson(world, rng)
