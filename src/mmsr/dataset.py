@@ -178,7 +178,7 @@ def describe(examples: Sequence[Example], funnel: dict[str, int], seed: int, pre
         "labels": dict(Counter(e.label for e in examples)),
         "types": dict(sorted(Counter(e.question.type for e in examples).items())),
         "taxonomy": dict(sorted(Counter(e.question.taxonomy for e in examples).items())),
-        "searches": dict(sorted(Counter(e.trajectory and _searches(e.trajectory) or 0 for e in examples).items())),
+        "searches": dict(sorted(Counter((e.trajectory and _searches(e.trajectory)) or 0 for e in examples).items())),
     }
 
 

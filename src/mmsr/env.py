@@ -33,6 +33,8 @@ from mmsr.tools.base import Box, Grounder, Hit, Summariser, ToolError
 from mmsr.tools.base import ImageSearch as ImageEngine
 from mmsr.tools.base import TextSearch as TextEngine
 from mmsr.tools.ground import clamp
+from mmsr.tools.limits import FatalToolError
+from mmsr.tools.replay import keys_used
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class TurnRecord:
     box: Box | None = None
     hits: list[dict] = field(default_factory=list)
     observation: str = ""
+    replay_keys: list[str] = field(default_factory=list)  # of outside calls, to find them in the replay store
     seconds: float = 0.0
 
 
@@ -193,11 +196,14 @@ class SearchEnv:
 
     def _observe(self, record: TurnRecord, engine, query, summariser: Summariser, follow_up: str) -> TurnRecord:
         """Ask an engine and write down what the policy gets to read. A tool that fails is told, not hidden."""
-        try:
-            hits: list[Hit] = engine.search(query, self._limits.k)
-            summary = summariser.summarise(self._task.question, record.content, hits)
-        except ToolError as error:
-            hits, summary = [], f"The search failed: {error}"
+        with keys_used() as record.replay_keys:
+            try:
+                hits: list[Hit] = engine.search(query, self._limits.k)
+                summary = summariser.summarise(self._task.question, record.content, hits)
+            except FatalToolError:
+                raise  # a spent budget or a miss in replay ends the run; the policy cannot mend it
+            except ToolError as error:
+                hits, summary = [], f"The search failed: {error}"
         record.hits = [{"id": h.id, "title": h.title, "score": h.score, "url": h.url} for h in hits]
         prompt = follow_up.format(question=sanitise(self._task.question, self._tools.special_tokens))
         record.observation = render_observation(sanitise(summary, self._tools.special_tokens), prompt)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, Features, Sequence as Many, Value
+from datasets import Dataset, Features, Value
 from datasets import Image as Picture
+from datasets import Sequence as Many
 from trl import GRPOConfig, GRPOTrainer
 
 from mmsr.env import SearchEnv, Task, Trajectory, first_messages
@@ -108,7 +109,9 @@ def reward_functions(
     """The reward, and beside it, with weight 0, the parts and habits that the CSV keeps a column of."""
 
     def reward(environments: list[SearchEnv], completions: list[list[dict]], **_: Any) -> list[float]:
-        return [score(close(e, c), tasks[e.trajectory.task_id], weights, judge) for e, c in zip(environments, completions)]
+        return [
+            score(close(e, c), tasks[e.trajectory.task_id], weights, judge) for e, c in zip(environments, completions)
+        ]
 
     def watch(name: str, measure: Callable[[Trajectory], float]) -> Callable:
         def watched(environments: list[SearchEnv], **_: Any) -> list[float]:

@@ -35,15 +35,12 @@ Lesson = tuple[str, str]
 VIEW = 96  # side of the picture as the tiny policy sees it
 UNKNOWN = "unknown"
 NOT_FOUND = "not found"
-ONSETS = "b c d f g h j k l m n p r s t v w y z br ch dr gr kh kr pr sh st th tr".split()
-VOWELS = "a e i o u ai au ea ia oo ou".split()
+ONSETS = ["b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "y", "z", "br", "ch", "dr", "gr", "kh", "kr", "pr", "sh", "st", "th", "tr"]
+VOWELS = ["a", "e", "i", "o", "u", "ai", "au", "ea", "ia", "oo", "ou"]
 CODAS = ["", "", "", "l", "m", "n", "r", "s", "t", "k", "nd", "ng", "rk", "st"]
 UNITS = ["%", " km", " sq km", " years", "", "", " m", " million"]
-TAG_WORDS = "note name query item step page thing value label clue word part".split()
-PLAIN_WORDS = (
-    "reason text search img crop answer information text_search img_search what is the of country flag frame red green "
-    "blue left right top bottom largest smallest need find look page says know must whose this that same word other"
-).split()
+TAG_WORDS = ["note", "name", "query", "item", "step", "page", "thing", "value", "label", "clue", "word", "part"]
+PLAIN_WORDS = ["reason", "text", "search", "img", "crop", "answer", "information", "text_search", "img_search", "what", "is", "the", "of", "country", "flag", "frame", "red", "green", "blue", "left", "right", "top", "bottom", "largest", "smallest", "need", "find", "look", "page", "says", "know", "must", "whose", "this", "that", "same", "word", "other"]
 
 
 def invented_word(rng: random.Random) -> str:
@@ -189,7 +186,7 @@ def fact_lesson(world: World, rng: random.Random) -> Lesson:
 def excerpt(text: str, answer: str, rng: random.Random) -> str:
     """A page as a summary may leave it: some of its clauses, the one with the answer among them."""
     clauses = text.split("; ")
-    keep = [c for c in clauses if answer and answer in c or rng.random() < 0.6] or clauses[:1]
+    keep = [c for c in clauses if (answer and answer in c) or rng.random() < 0.6] or clauses[:1]
     return "; ".join(keep)[:160]
 
 

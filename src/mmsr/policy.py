@@ -119,7 +119,9 @@ class Policy:
 
         At temperature 0 decoding is greedy; otherwise sampling follows torch's global seed.
         """
-        order = sorted(range(len(conversations)), key=lambda i: sum(len(str(m["content"])) for m in conversations[i][1]))
+        order = sorted(
+            range(len(conversations)), key=lambda i: sum(len(str(m["content"])) for m in conversations[i][1])
+        )
         texts: dict[int, str] = {}
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]

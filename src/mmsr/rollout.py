@@ -1,6 +1,6 @@
 """Batched multi-turn rollouts for data, evaluation and ablation; GRPO rolls out with TRL, on the same SearchEnv.
 
-    trajectories = play(policy, tasks, env, Sampling(max_new_tokens=64))
+trajectories = play(policy, tasks, env, Sampling(max_new_tokens=64))
 """
 
 from __future__ import annotations

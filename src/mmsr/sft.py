@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from datasets import Dataset, Features, Sequence as Many, Value
+from datasets import Dataset, Features, Value
 from datasets import Image as Picture
+from datasets import Sequence as Many
 from PIL import Image
 from trl import SFTConfig, SFTTrainer
 

@@ -1,9 +1,9 @@
 """What every tool takes and gives, local or live (paper §3.2).
 
-    text_search.search("Kenya capital", k=5)     -> [Hit(id="ke/capital", title="Kenya: Capital", text=…, score=9.1), …]
-    image_search.search(crop, k=5)               -> [Hit(id="ke", title="Flag of Kenya", text=…, score=0.98), …]
-    grounder.locate(picture, "the flag on the left") -> (16, 256, 150, 349), or None where nothing was found
-    summariser.summarise(question, query, hits)  -> the text the policy reads
+text_search.search("Kenya capital", k=5)     -> [Hit(id="ke/capital", title="Kenya: Capital", text=…, score=9.1), …]
+image_search.search(crop, k=5)               -> [Hit(id="ke", title="Flag of Kenya", text=…, score=0.98), …]
+grounder.locate(picture, "the flag on the left") -> (16, 256, 150, 349), or None where nothing was found
+summariser.summarise(question, query, hits)  -> the text the policy reads
 """
 
 from __future__ import annotations

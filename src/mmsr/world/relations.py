@@ -41,7 +41,9 @@ RELATIONS: dict[str, Relation] = {
         Relation("currency", "exchange-rates", "currency", "money", r"Currency: ([^(;]+?) \("),
         Relation("highest_point", "elevation", "highest point", "tallest peak", r"highest point: (.+?) -?[\d,.]+ m\b"),
         Relation("internet_code", "internet-country-code", "internet country code", "web suffix", r"(\.[a-z]{2})\b"),
-        Relation("independence", "independence", "date of independence", "day it became free", r"^(\d{1,2} [A-Z]\w+ \d{4})"),
+        Relation(
+            "independence", "independence", "date of independence", "day it became free", r"^(\d{1,2} [A-Z]\w+ \d{4})"
+        ),
         Relation("government", "government-type", "government type", "political system", r"^([^;(,]+)"),
         Relation("anthem", "national-anthem", "national anthem", "official song", r'title: "([^"]+)"'),
         Relation("religion", "religions", "main religion", "first faith", _FIRST),
@@ -58,12 +60,23 @@ RELATIONS: dict[str, Relation] = {
         Relation("internet", "internet-users", "share of internet users", "part that is online", _PERCENT),
         Relation("military", "military-expenditures", "military expenditure", "cost of its army", _PERCENT),
         Relation("particulates", "particulate-matter", "particulate matter emission", "dust in its air", r"^([\d.]+)"),
-        Relation("prefix", "aircraft-prefix", "aircraft registration prefix", "code on its planes", r"^([A-Z\d]+)", True),
+        Relation(
+            "prefix", "aircraft-prefix", "aircraft registration prefix", "code on its planes", r"^([A-Z\d]+)", True
+        ),
         Relation("urban", "urbanization", "urban population", "part that lives in cities", _PERCENT, True),
-        Relation("railways", "railways", "length of railways", "extent of its train tracks", r"total: ([\d,.]+ km)", True),
+        Relation(
+            "railways", "railways", "length of railways", "extent of its train tracks", r"total: ([\d,.]+ km)", True
+        ),
         Relation("commodity", "export-commodities", "main export commodity", "best sold good", _FIRST, True),
         Relation("jobless", "unemployment-rate", "unemployment rate", "part that is out of work", _PERCENT, True),
-        Relation("ships", "merchant-marine", "size of the merchant marine", "count of trading vessels", r"total: ([\d,]+)", True),
+        Relation(
+            "ships",
+            "merchant-marine",
+            "size of the merchant marine",
+            "count of trading vessels",
+            r"total: ([\d,]+)",
+            True,
+        ),
         Relation("life", "life-expectancy", "life expectancy", "number of years one lives", r": ([\d.]+ years)", True),
     )
 }
