@@ -1,8 +1,10 @@
-"""A run: a folder of executed notebooks, its numbers in `metrics.json`, and the runner that fills it.
+"""What a run leaves: its numbers in `metrics.json`, the table of them, and how two runs compare.
 
-    run(["01", "02"], preset="tiny", name="tiny", seed=0, parameters={}, root=Path("."))
-    record_metrics(folder, {"eval/grpo/accuracy": proportion(outcomes), "time/02_sft": 41.5})
-    compare(Path("papermill_runs/a"), Path("papermill_runs/reference"))
+    record_metrics(folder, {"eval/grpo/accuracy": proportion(outcomes), "grpo/reward_last": 0.81})
+    read_metrics(folder)["eval/grpo/accuracy"].low
+    compare(Path("papermill_runs/a"), Path("papermill_runs/reference"))     # [] where they agree
+
+The runner that fills the folder is `runner.py`.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmsr.metrics import Interval
 
 METRICS = "metrics.json"
+WORKFLOWS = ("direct", "rag", "prompted", "sft", "grpo", "teacher")
+CROPS = ("base", "oracle", "whole", "random", "coordinates")
+DASH = "–"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -71,3 +76,84 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+# --- comparison -------------------------------------------------------------------------------------------------------
+
+
+def compare(a: Path, b: Path, tolerances: Mapping[str, float] | None = None, costs: bool = False) -> list[str]:
+    """Where two runs differ, a sentence for each metric; time and memory only where `costs` is asked for.
+
+    A metric may differ by its tolerance, by default that in `a`'s or else `b`'s `tolerances.json`; without one it must
+    be equal to the last digit, interval and n included. Raises ValueError for a tolerance of an unknown metric.
+    """
+    first, second = read_metrics(a), read_metrics(b)
+    tolerances = _tolerances(a, b) if tolerances is None else tolerances
+    if unknown := sorted(set(tolerances) - set(first) - set(second)):
+        raise ValueError(f"There are tolerances for metrics that neither run has: {', '.join(unknown)}.")
+    names = [name for name in sorted(first | second) if costs or not name.startswith(("time/", "memory/"))]
+    pairs = ((name, first.get(name), second.get(name), tolerances.get(name, 0.0)) for name in names)
+    return [f"{name}: {_shown(x)} and {_shown(y)}" for name, x, y, tolerance in pairs if not _alike(x, y, tolerance)]
+
+
+def _tolerances(a: Path, b: Path) -> dict[str, float]:
+    for folder in (a, b):
+        if (folder / "tolerances.json").exists():
+            return json.loads((folder / "tolerances.json").read_text(encoding="utf-8"))
+    return {}
+
+
+def _alike(x: Interval | None, y: Interval | None, tolerance: float) -> bool:
+    if x is None or y is None or tolerance == 0:
+        return x == y
+    return abs(x.value - y.value) <= tolerance
+
+
+def _shown(interval: Interval | None) -> str:
+    if interval is None:
+        return "missing"
+    bounds = "" if interval.low is None else f" [{interval.low!r}, {interval.high!r}]"
+    return f"{interval.value!r}{bounds}" + ("" if interval.n is None else f" of {interval.n}")
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def table(run_dir: Path) -> str:
+    """The results of a run as text: workflows, then crops; a dash for what was not measured.
+
+    Raises FileNotFoundError as `read_metrics` does.
+    """
+    known = read_metrics(run_dir)
+    workflows = [["workflow", "accuracy", "searches", "needless", "valid turns"]]
+    for name in WORKFLOWS:
+        get = _getter(known, f"eval/{name}")
+        cells = (_percent(get("needless_search_rate")), _percent(get("valid_turn_rate")))
+        workflows.append([name, _percent(get("accuracy"), True), _number(get("searches")), *cells])
+    crops = [["crop", "accuracy", "recall@1"]]
+    for name in CROPS:
+        get = _getter(known, f"ablation/{name}")
+        crops.append([name, _percent(get("accuracy"), True), _percent(get("recall_at_1"), True)])
+    return "\n\n".join([_aligned(workflows), _aligned(crops)])
+
+
+def _getter(known: Mapping[str, Interval], prefix: str) -> Callable[[str], Interval | None]:
+    return lambda name: known.get(f"{prefix}/{name}")
+
+
+def _percent(interval: Interval | None, bounds: bool = False) -> str:
+    if interval is None:
+        return DASH
+    if not bounds or interval.low is None or interval.high is None:
+        return f"{100 * interval.value:.1f} %"
+    return f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def _number(interval: Interval | None) -> str:
+    return DASH if interval is None else f"{interval.value:.2f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])

@@ -1,0 +1,181 @@
+"""The command line.
+
+    mmsr run [01 … 05] [--preset tiny] [--name NAME] [--seed N] [-p key=value …] [--fresh]
+    mmsr table RUN                              the results of a run
+    mmsr compare RUN RUN                        exits 1 where their metrics differ
+    mmsr replay export|import|stats RECORD …    recorded calls of live tools
+    mmsr serve [--port N]                       the offline world as a web engine
+
+Exit status: 0, 1 for a run that failed or differs, 2 for a request that cannot be met, 130 for an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class UsageError(Exception):
+    """The request cannot be met; the message says why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return the exit status. Errors at the user's end are a sentence on standard error."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except UsageError as error:
+        print(f"mmsr: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("\nmmsr: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """The subcommands and their options."""
+    lines = __doc__.splitlines()
+    top = argparse.ArgumentParser("mmsr", description="Multimodal search agents, end to end.", epilog=lines[-1])
+    commands = top.add_subparsers(required=True, metavar="command")
+
+    run = commands.add_parser("run", help="run notebooks in order into papermill_runs/NAME")
+    run.add_argument("notebooks", nargs="*", metavar="notebook", help="01 … 05, or full names; all by default")
+    run.add_argument("--preset", default="tiny", help="smoke, tiny, qwen3b or qwen7b (default: %(default)s)")
+    run.add_argument("--name", help="of the run's folder (default: the preset's)")
+    run.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    run.add_argument("-p", dest="parameters", action="append", default=[], metavar="key=value", help="a parameter")
+    run.add_argument("--fresh", action="store_true", help="delete what a run of this name has done, and begin again")
+    run.set_defaults(command=_run)
+
+    table = commands.add_parser("table", help="print the results of a run")
+    table.add_argument("run", type=Path)
+    table.set_defaults(command=_table)
+
+    compare = commands.add_parser("compare", help="print the metrics in which two runs differ; exit 1 if there are any")
+    compare.add_argument("runs", type=Path, nargs=2, metavar="run")
+    compare.add_argument("--costs", action="store_true", help="compare time and memory too")
+    compare.set_defaults(command=_compare)
+
+    replay = commands.add_parser("replay", help="recorded calls of live tools: export, import, stats")
+    actions = replay.add_subparsers(required=True, metavar="action")
+    for name, files, text in (
+        ("export", ("record", "jsonl"), "write a record as JSON lines"),
+        ("import", ("record", "jsonl"), "add JSON lines to a record"),
+        ("stats", ("record",), "calls, errors and size by back end"),
+    ):
+        action = actions.add_parser(name, help=text)
+        for file in files:
+            action.add_argument(file, type=Path)
+        action.set_defaults(command=_replay, action=name)
+
+    serve = commands.add_parser("serve", help="serve the offline world as a web engine on this machine")
+    serve.add_argument("--port", type=int, default=8765, help="0 takes a free one (default: %(default)s)")
+    serve.set_defaults(command=_serve)
+    return top
+
+
+def repository() -> Path:
+    """The clone that holds the notebooks: here, above, or where the package lies. UsageError where there is none."""
+    here = Path.cwd()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "notebooks" / "01_build_data.ipynb").exists():
+            return folder
+    raise UsageError("there are no notebooks here: run this within a clone of the repository.")
+
+
+def _run(options: argparse.Namespace) -> int:
+    parameters = _parameters(options.parameters)
+    root = repository()
+    from mmsr.runner import RunError, RunFailed, run
+
+    try:
+        folder = run(
+            options.notebooks, options.preset, options.name, options.seed, parameters, root, fresh=options.fresh
+        )
+    except RunError as error:
+        raise UsageError(str(error)) from error
+    except RunFailed as error:
+        print(f"mmsr: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{_results(folder)}\n\nFigures: {os.path.relpath(folder / 'figures')}")
+    return 0
+
+
+def _parameters(pairs: Sequence[str]) -> dict[str, str]:
+    """key=value pairs as a dictionary; the value may hold further equals signs."""
+    parameters = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"-p takes key=value, not {pair!r}.")
+        if key in parameters:
+            raise UsageError(f"-p gives {key} twice.")
+        parameters[key] = value
+    return parameters
+
+
+def _results(run: Path) -> str:
+    from mmsr.runs import table
+
+    try:
+        return table(run)
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _table(options: argparse.Namespace) -> int:
+    print(_results(options.run))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from mmsr.runs import compare
+
+    try:
+        differences = compare(*options.runs, costs=options.costs)
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    print("\n".join(differences) if differences else "The runs agree.")
+    return 1 if differences else 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from mmsr.tools import replay
+    from mmsr.tools.base import ToolError
+
+    try:
+        if options.action == "export":
+            print(f"{replay.export_jsonl(options.record, options.jsonl)} calls written to {options.jsonl}")
+        elif options.action == "import":
+            counts = replay.import_jsonl(options.record, options.jsonl)
+            print(f"{counts['added']} calls added to {options.record}, {counts['left']} left as they were")
+        else:
+            for backend, counts in replay.stats(options.record).items():
+                print(f"{backend}: " + ", ".join(f"{value:g} {name}" for name, value in counts.items()))
+    except (ToolError, OSError) as error:
+        raise UsageError(str(error)) from error
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from mmsr.serve import serve
+    from mmsr.tools.image import LocalImageSearch
+    from mmsr.tools.text import LocalTextSearch
+    from mmsr.world.data import load_world
+
+    world = load_world()
+    try:
+        serve(world, LocalTextSearch(world), LocalImageSearch(world), port=options.port)
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"the port {options.port} cannot be used ({error}): choose another, or 0.") from error
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
