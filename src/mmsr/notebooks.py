@@ -295,7 +295,13 @@ class KernelEngine(Engine):
     def execute_managed_notebook(
         cls, nb_man: NotebookExecutionManager, kernel_name: str, launch: Launch, progress: Progress, **_: Any
     ) -> None:
-        client = Client(nb_man, kernel_name=kernel_name, kernel_manager_class=ThisPython, startup_timeout=180)
+        client = Client(
+            nb_man,
+            kernel_name=kernel_name,
+            kernel_manager_class=ThisPython,
+            startup_timeout=180,
+            shutdown_kernel="immediate",  # when asked politely in the middle of a cell it dies with a traceback
+        )
         client.progress = progress
         client.execute(env=launch.environment, cwd=str(launch.cwd), pass_fds=launch.files)
 

@@ -1,0 +1,41 @@
+# make run     the five notebooks on the tiny preset: make run ARGS="--name mine --seed 1 -p key=value"
+# make test    the tests:                             make test ARGS="tests/test_runs.py"
+# make lab     JupyterLab on the notebooks
+# make setup   only the environment, in .venv; another interpreter: make setup PYTHON=python3.12
+# make lint    style
+# make clean   delete the environment and caches; runs are kept
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+STAMP := $(VENV)/.installed
+
+.PHONY: run test lab setup lint clean
+
+run: setup
+	$(VENV)/bin/mmsr run $(ARGS)
+
+test: setup
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lab: setup
+	cd notebooks && ../$(VENV)/bin/jupyter lab $(ARGS)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+setup: $(STAMP)
+
+# The stamp is written last: a set-up that was interrupted begins again from nothing.
+$(STAMP): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "mmsr needs Python 3.11 or newer as $(PYTHON): install one, or name one: make setup PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --requirement requirements.lock
+	$(VENV)/bin/python -m pip install --no-deps --editable .
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
