@@ -10,6 +10,7 @@ Paper's settings: 8 rollouts a question, advantage = reward − group mean (no s
 
 from __future__ import annotations
 
+import csv
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from datasets import Sequence as Many
 from trl import GRPOConfig, GRPOTrainer
 
 from mmsr.env import SearchEnv, Task, Trajectory, first_messages
+from mmsr.metrics import Interval
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.protocol import Answer, ProtocolError, parse_turn
@@ -170,3 +172,21 @@ def train_grpo(
     trained = Policy(trainer.model, policy.processor, policy.name)
     trained.model.save_pretrained(folder / "adapter")
     return trained
+
+
+def first_and_last(csv_path: Path) -> dict[str, Interval]:
+    """Mean reward over the first and the last tenth of the steps (at least one each), as `grpo/reward_first`, `…_last`.
+
+    Accuracy, searches and valid turns likewise.
+    """
+    with csv_path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    tenth = max(1, len(rows) // 10)
+    columns = {"reward": "reward", "searches": "rewards/searches/mean", "accuracy": "rewards/accuracy/mean"}
+    columns["valid_turns"] = "rewards/valid_turns/mean"
+    found = {}
+    for name, column in columns.items():
+        for part, chosen in (("first", rows[:tenth]), ("last", rows[-tenth:])):
+            values = [float(row[column]) for row in chosen]
+            found[f"grpo/{name}_{part}"] = Interval(sum(values) / len(values), None, None, len(values))
+    return found

@@ -35,12 +35,82 @@ Lesson = tuple[str, str]
 VIEW = 96  # side of the picture as the tiny policy sees it
 UNKNOWN = "unknown"
 NOT_FOUND = "not found"
-ONSETS = ["b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "y", "z", "br", "ch", "dr", "gr", "kh", "kr", "pr", "sh", "st", "th", "tr"]
+ONSETS = [
+    "b",
+    "c",
+    "d",
+    "f",
+    "g",
+    "h",
+    "j",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "r",
+    "s",
+    "t",
+    "v",
+    "w",
+    "y",
+    "z",
+    "br",
+    "ch",
+    "dr",
+    "gr",
+    "kh",
+    "kr",
+    "pr",
+    "sh",
+    "st",
+    "th",
+    "tr",
+]
 VOWELS = ["a", "e", "i", "o", "u", "ai", "au", "ea", "ia", "oo", "ou"]
 CODAS = ["", "", "", "l", "m", "n", "r", "s", "t", "k", "nd", "ng", "rk", "st"]
 UNITS = ["%", " km", " sq km", " years", "", "", " m", " million"]
 TAG_WORDS = ["note", "name", "query", "item", "step", "page", "thing", "value", "label", "clue", "word", "part"]
-PLAIN_WORDS = ["reason", "text", "search", "img", "crop", "answer", "information", "text_search", "img_search", "what", "is", "the", "of", "country", "flag", "frame", "red", "green", "blue", "left", "right", "top", "bottom", "largest", "smallest", "need", "find", "look", "page", "says", "know", "must", "whose", "this", "that", "same", "word", "other"]
+PLAIN_WORDS = [
+    "reason",
+    "text",
+    "search",
+    "img",
+    "crop",
+    "answer",
+    "information",
+    "text_search",
+    "img_search",
+    "what",
+    "is",
+    "the",
+    "of",
+    "country",
+    "flag",
+    "frame",
+    "red",
+    "green",
+    "blue",
+    "left",
+    "right",
+    "top",
+    "bottom",
+    "largest",
+    "smallest",
+    "need",
+    "find",
+    "look",
+    "page",
+    "says",
+    "know",
+    "must",
+    "whose",
+    "this",
+    "that",
+    "same",
+    "word",
+    "other",
+]
 
 
 def invented_word(rng: random.Random) -> str:
@@ -151,7 +221,11 @@ def scene_lessons(world: World, scene: Scene, rng: random.Random) -> list[Lesson
             lessons.append((question, answer or UNKNOWN))
         if rng.random() < 0.3 and "frame" not in ref:
             lessons.append((rng.choice(FRAME[:-1]).format(ref=ref), flag.frame))
-        if rng.random() < 0.3 and abs(flag.centre[0] - SIDE / 2) > SIDE * 0.1 and not {"left", "right"} & {*ref.split()}:
+        if (
+            rng.random() < 0.3
+            and abs(flag.centre[0] - SIDE / 2) > SIDE * 0.1
+            and not {"left", "right"} & {*ref.split()}
+        ):
             side = "left" if flag.centre[0] < SIDE / 2 else "right"
             lessons.append((rng.choice(SIDE_OF[:-1]).format(ref=ref), side))
     if rng.random() < 0.5:
@@ -162,6 +236,27 @@ def scene_lessons(world: World, scene: Scene, rng: random.Random) -> list[Lesson
         boxes = "; ".join(f"{scene.flags[i].frame} {box_text(scene, i)}" for i in order)
         lessons.insert(0, ("frames from left to right", boxes))
     return lessons
+
+
+def first_look_lessons(world: World, scene: Scene, rng: random.Random) -> list[Lesson]:
+    """At most one locating or naming lesson a flag, so that no answer stands earlier in the same conversation.
+
+    In dense practice a box can be copied from the answer before; only a first look must find it in the picture. Frame
+    colours come most often, for they are learned last.
+    """
+    lessons: list[Lesson] = []
+    for index in rng.sample(range(len(scene.flags)), len(scene.flags)):
+        kinds = ("frame", "size", "relative", "position") if rng.random() < 0.3 else ("frame",)
+        words = scene.references(index, kinds) or scene.references(index)
+        if not words:
+            continue
+        ref = f"the flag {rng.choice(words)}"
+        country = world.countries.get(scene.flags[index].iso)
+        if country and rng.random() < 0.35:
+            lessons.append((f"name: {ref}", country.name if country.known else UNKNOWN))
+        else:
+            lessons.append((f"locate: {ref}", box_text(scene, index)))
+    return lessons or scene_lessons(world, scene, rng)[:1]
 
 
 def _any_relation(rng: random.Random) -> Relation:

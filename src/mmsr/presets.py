@@ -53,7 +53,7 @@ class Preset:
     lora_alpha: int
     data_questions: int  # played by the teacher
     data_examples: int  # kept after balancing
-    sft_epochs: float
+    sft_epochs: int
     sft_batch: int
     sft_lr: float
     grpo_steps: int
@@ -80,11 +80,11 @@ _TINY = Preset(
     observation_tokens=112,
     lora_r=16,
     lora_alpha=32,
-    data_questions=900,
-    data_examples=320,
-    sft_epochs=5,
+    data_questions=2000,
+    data_examples=1000,
+    sft_epochs=2,
     sft_batch=8,
-    sft_lr=5e-3,
+    sft_lr=3e-3,
     grpo_steps=60,
     grpo_questions=8,
     generations=8,

@@ -9,6 +9,7 @@ writes and skips prompts and `<information>` (the chat template's generation mar
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,11 +26,24 @@ from mmsr.presets import Preset
 from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers
 
 
-def as_rows(examples: Sequence[Example], pictures: Sequence[Image.Image]) -> Dataset:
-    """Rows as TRL reads them: `messages` with typed parts and an `images` column."""
+def as_rows(
+    examples: Sequence[Example], pictures: Sequence[Image.Image], epochs: int, batch: int, seed: int
+) -> Dataset:
+    """Rows as TRL reads them, all epochs in one pass: `messages` with typed parts and an `images` column.
+
+    Every epoch is shuffled anew and then put into batches of like length, in random order: half of a batch of mixed
+    lengths would be padding.
+    """
+    order, rng = [], random.Random(f"{seed}/order")
+    length = [sum(len(str(m["content"])) for m in e.messages) for e in examples]
+    for _ in range(epochs):
+        ranked = sorted(rng.sample(range(len(examples)), len(examples)), key=lambda i: length[i] // 64)
+        batches = [ranked[start : start + batch] for start in range(0, len(ranked), batch)]
+        rng.shuffle(batches)
+        order += [i for group in batches for i in group]
     part = {"type": Value("string"), "text": Value("string")}
     features = Features({"messages": [{"role": Value("string"), "content": [part]}], "images": Many(Picture())})
-    rows = {"messages": [typed(e.messages) for e in examples], "images": [[picture] for picture in pictures]}
+    rows = {"messages": [typed(examples[i].messages) for i in order], "images": [[pictures[i]] for i in order]}
     return Dataset.from_dict(rows, features=features)
 
 
@@ -47,7 +61,8 @@ def sft_config(preset: Preset, folder: Path, seed: int) -> SFTConfig:
     """The paper's settings: cosine, warm-up 0.1, bf16; rate, batch and epochs by preset."""
     return SFTConfig(
         output_dir=str(folder / "checkpoints"),
-        num_train_epochs=preset.sft_epochs,
+        num_train_epochs=1,  # the rows hold every epoch
+        train_sampling_strategy="sequential",
         per_device_train_batch_size=min(preset.sft_batch, preset.micro_batch),
         gradient_accumulation_steps=max(1, preset.sft_batch // preset.micro_batch),
         learning_rate=preset.sft_lr,
@@ -87,7 +102,7 @@ def train_sft(
     trainer = SFTTrainer(
         model=policy.model,
         args=sft_config(preset, folder, seed),
-        train_dataset=as_rows(examples, pictures),
+        train_dataset=as_rows(examples, pictures, preset.sft_epochs, preset.sft_batch, seed),
         processing_class=policy.processor,
         peft_config=lora_config(preset.lora_r, preset.lora_alpha),
         callbacks=[StepCSV(folder / "sft.csv")],

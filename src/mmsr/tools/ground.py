@@ -12,6 +12,7 @@ A grounder that finds nothing returns None, and the whole picture is searched.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -26,11 +27,12 @@ from mmsr.tools.base import Box, Grounder
 class BaseGrounder:
     """Asks the frozen base for a box. `policy` needs `base()`, `generate()` and `to_picture()` (see policy.py).
 
-    Answers are kept for the life of the grounder: the base is frozen, so an expression on a picture has one box.
+    With `trained` the policy is asked as it is now, LoRA and all. Answers are kept for the life of the grounder: an
+    expression on a picture has one box.
     """
 
-    def __init__(self, policy, prompt: str = "locate: {expression}"):
-        self.policy, self.prompt = policy, prompt
+    def __init__(self, policy, prompt: str = "locate: {expression}", trained: bool = False):
+        self.policy, self.prompt, self.trained = policy, prompt, trained
         self._boxes: dict[tuple[str, str], Box | None] = {}
 
     def locate(self, picture: Image.Image, expression: str) -> Box | None:
@@ -51,7 +53,7 @@ class BaseGrounder:
         ]
         if not conversations:
             return
-        with self.policy.base():
+        with contextlib.nullcontext() if self.trained else self.policy.base():
             answers = self.policy.generate(conversations, max_new_tokens=32)
         for (key, picture), answer in zip(missing.items(), answers):
             self._boxes[key] = self._read(answer, picture)

@@ -26,7 +26,7 @@ def words(text: str) -> list[str]:
 
 
 class LocalTextSearch:
-    """BM25 over titles (which count three times) and texts. Ties are broken by page order, so results repeat exactly."""
+    """BM25 over titles, which count three times, and texts. Ties are broken by page order, so results repeat."""
 
     def __init__(self, world: World):
         self.pages = list(world.pages.values())

@@ -15,7 +15,7 @@ from mmsr.world.data import Page, World
 
 @dataclass(frozen=True)
 class Relation:
-    """One attribute of a country: page slug, page word, hard wording, answer pattern, held out of all training or not."""
+    """One attribute of a country: page slug, page word, hard wording, answer pattern, held out or not."""
 
     key: str
     slug: str

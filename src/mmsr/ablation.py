@@ -1,0 +1,118 @@
+"""What the crop is worth: one trained policy, the grounder exchanged (paper §4.3, cropped against whole-image search).
+
+| crop | box from |
+|---|---|
+| base | the frozen base, as in training |
+| oracle | the gold box |
+| whole | no box: the whole picture is searched |
+| random | a box of a flag's size anywhere |
+| coordinates | the trained policy itself names the box, and searches by `<img_crop>x1,y1,x2,y2</img_crop>` |
+
+Only questions that need the picture search count. `recall_at_k` is over all of them: a policy that does not search has
+found nothing. The sweeps shake or pad the gold box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmsr.basecheck import iou
+from mmsr.env import Tools, Trajectory
+from mmsr.evaluate import agent, judge_rows
+from mmsr.metrics import Interval, cluster_mean, paired_difference
+from mmsr.policy import Policy
+from mmsr.presets import Preset
+from mmsr.rollout import as_coordinates
+from mmsr.setup import env_factory
+from mmsr.teacher import as_task
+from mmsr.tools.base import Grounder
+from mmsr.tools.ground import BaseGrounder, OracleGrounder, PerturbedGrounder, RandomGrounder, WholeGrounder, picture_key
+from mmsr.world.data import World
+from mmsr.world.questions import Question
+
+CROPS = ("base", "oracle", "whole", "random", "coordinates")
+PADDINGS = (-0.2, -0.1, 0.0, 0.1, 0.25, 0.5)
+NOISES = (0.0, 0.05, 0.1, 0.2, 0.4)
+
+
+def needing_crop(questions: Sequence[Question], n: int) -> list[Question]:
+    """The first `n` questions that cannot be answered without knowing whose flag is meant."""
+    return [q for q in questions if q.type in ("one_hop", "two_hop", "hard")][:n]
+
+
+def oracle(questions: Sequence[Question], world: World) -> OracleGrounder:
+    """A grounder that knows every question's gold box."""
+    return OracleGrounder({picture_key(q.scene(world).picture): q.box for q in questions if q.box})
+
+
+def crop_rows(
+    policy: Policy, questions: Sequence[Question], world: World, preset: Preset, tools: Tools, seed: int
+) -> list[dict]:
+    """All five crops on the same questions, one row per crop and question."""
+    grounders: dict[str, Grounder] = {
+        "base": tools.grounder,
+        "oracle": oracle(questions, world),
+        "whole": WholeGrounder(),
+        "random": RandomGrounder(seed),
+        "coordinates": BaseGrounder(policy, preset.prompts.locate, trained=True),
+    }
+    rows = []
+    for crop in CROPS:
+        rewrite = as_coordinates(policy, grounders[crop]) if crop == "coordinates" else None
+        played = _play(policy, questions, world, preset, tools, grounders[crop], rewrite)
+        rows += [{"crop": crop, **row} for row in played]
+    return rows
+
+
+def sweep_rows(
+    policy: Policy, questions: Sequence[Question], world: World, preset: Preset, tools: Tools, seed: int
+) -> list[dict]:
+    """The gold box padded by PADDINGS and shaken by NOISES, one row per level and question."""
+    exact = oracle(questions, world)
+    levels = [("padding", level, PerturbedGrounder(exact, level, 0.0, seed)) for level in PADDINGS]
+    levels += [("noise", level, PerturbedGrounder(exact, 0.0, level, seed)) for level in NOISES]
+    rows = []
+    for sweep, level, grounder in levels:
+        played = _play(policy, questions, world, preset, tools, grounder, None)
+        rows += [{"sweep": sweep, "level": level, **row} for row in played]
+    return rows
+
+
+def _play(policy, questions, world, preset, tools, grounder, rewrite) -> list[dict]:
+    tasks = [as_task(q, world) for q in questions]
+    trajectories = agent(policy, questions, world, preset, env_factory(preset, tools, tasks, grounder), rewrite)
+    judged = judge_rows("", questions, trajectories, [False] * len(questions), world)
+    return [
+        {
+            "id": q.id,
+            "entity": q.entity,
+            "flags": len(q.isos),
+            "correct": row["correct"],
+            "recall_at_1": bool(row["recall_at_1"]),
+            "recall_at_5": bool(row["recall_at_5"]),
+            "iou": round(iou(searched_box(t), q.box), 4),
+        }
+        for q, t, row in zip(questions, trajectories, judged)
+    ]
+
+
+def searched_box(trajectory: Trajectory) -> tuple[int, int, int, int] | None:
+    """The box of an episode's picture search, if it had one."""
+    return next((turn.box for turn in trajectory.turns if turn.action == "img_search" and turn.box), None)
+
+
+def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
+    """`ablation/<crop>/accuracy`, `recall_at_1`, `recall_at_5`, `iou`, and the paired gain of the base's crop."""
+    by_crop = {crop: [row for row in rows if row["crop"] == crop] for crop in CROPS}
+    found = {}
+    for crop, chosen in by_crop.items():
+        countries = [row["entity"] for row in chosen]
+        for key, name in (("correct", "accuracy"), ("recall_at_1", "recall_at_1"), ("recall_at_5", "recall_at_5")):
+            found[f"ablation/{crop}/{name}"] = cluster_mean([float(r[key]) for r in chosen], countries, seed)
+        found[f"ablation/{crop}/iou"] = cluster_mean([r["iou"] for r in chosen], countries, seed)
+    base = [float(row["correct"]) for row in by_crop["base"]]
+    for other in CROPS[1:]:
+        against = [float(row["correct"]) for row in by_crop[other]]
+        countries = [row["entity"] for row in by_crop[other]]
+        found[f"paired/base-{other}/accuracy"] = paired_difference(base, against, countries, seed)
+    return found
