@@ -157,11 +157,17 @@ def _ablation(n: int) -> tuple[list[dict], list[dict]]:
             found = rng.random() < skill - (0.1 * flags if crop == "whole" else 0)
             scores = {"correct": found and rng.random() < 0.85, "recall_at_1": found}
             more = {"recall_at_5": found or rng.random() < 0.3, "iou": 0.8}
-            rows.append({"crop": crop, "id": f"q{index}", "flags": flags} | scores | more)
-        for sweep, levels in {"padding": (0, 0.1, 0.25, 0.5, 1.0), "noise": (0, 0.05, 0.1, 0.2, 0.4)}.items():
+            rows.append({"crop": crop, "id": f"q{index}", "entity": f"e{index % 40}", "flags": flags} | scores | more)
+        for sweep, levels in {"padding": (-0.2, -0.1, 0.0, 0.1, 0.25, 0.5), "noise": (0, 0.05, 0.1, 0.2, 0.4)}.items():
             for level in levels:
-                found = rng.random() < 0.9 - 0.7 * level / levels[-1]
-                row = {"sweep": sweep, "level": level, "id": f"q{index}", "recall_at_1": found}
+                found = rng.random() < 0.9 - 0.7 * abs(level) / levels[-1]
+                row = {
+                    "sweep": sweep,
+                    "level": level,
+                    "id": f"q{index}",
+                    "entity": f"e{index % 40}",
+                    "recall_at_1": found,
+                }
                 swept.append(
                     row | {"recall_at_5": found or rng.random() < 0.4, "correct": found and rng.random() < 0.85}
                 )

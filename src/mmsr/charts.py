@@ -14,7 +14,7 @@ import csv
 import functools
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from mmsr.metrics import Interval
 
 INK, MUTED, FAINT, GRID, PAPER = "#1d2733", "#64707d", "#c3cbd3", "#e9edf1", "#ffffff"
-ACCENT, TAN = "#c4510c", "#e2ab84"  # the trained agent, and the same agent before GRPO
-NAVY, SLATE, MIST = "#2b567f", "#7a92a9", "#b4c3d1"
+ACCENT, TAN = "#c4510c", "#df9d6b"  # the trained agent, and the same agent before GRPO
+NAVY, SLATE, MIST, PALE = "#2b567f", "#7a92a9", "#a9b6c2", "#dde2e7"
 WIDTH, MARGIN = 9.0, 0.3  # inches
 SMALL, TEXT, HEADING = 8.0, 9.0, 13.0  # points
 
@@ -83,8 +83,8 @@ class Chart(Figure):
         *,
         left: float = MARGIN,
         right: float = MARGIN,
-        top: float = 1.2,
-        bottom: float = 0.75,
+        top: float = 1.15,
+        bottom: float = 0.7,
         across: float = 0.5,
         down: float = 0.7,
         widths: Sequence[float] | None = None,
@@ -191,13 +191,19 @@ class Metrics:
     def get(self, name: str) -> Interval | None:
         """The interval under that name, or None where it was not measured."""
         entry = self._entries.get(name)
-        return None if entry is None or entry.get("value") is None else Interval(**entry)
+        if entry is None or entry.get("value") is None:
+            return None
+        return Interval(entry["value"], entry.get("low"), entry.get("high"), entry.get("n"))
 
-    def some(self, names: Sequence[str]) -> list[Interval | None]:
-        """The intervals under these names. Raises ValueError where not one of them was measured."""
-        found = [self.get(name) for name in names]
-        if not any(found):
-            raise ValueError(f"{self.path} has no {names[0]}: run notebook {self.notebook} first.")
+    def table(self, prefix: str, rows: Iterable[str], columns: Iterable[str]) -> dict[str, list[Interval | None]]:
+        """Column → the intervals of `<prefix>/<row>/<column>`, row by row, None where one was not measured.
+
+        Raises ValueError where no row has an accuracy: then the notebook has not run.
+        """
+        names = list(rows)
+        found = {column: [self.get(f"{prefix}/{row}/{column}") for row in names] for column in columns}
+        if not any(self.get(f"{prefix}/{row}/accuracy") for row in names):
+            raise ValueError(f"{self.path} has no {prefix}/{names[0]}/accuracy: run notebook {self.notebook} first.")
         return found
 
 
@@ -205,7 +211,7 @@ def sample(intervals: Sequence[Interval | None]) -> str:
     """How many items are behind these intervals: "n = 600", or "n = 85 to 180" where they differ."""
     counts = sorted({i.n for i in intervals if i is not None and i.n is not None})
     if not counts:
-        return "n not given"
+        return "n unknown"
     return f"n = {counts[0]:,}" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,}"
 
 
@@ -229,7 +235,7 @@ def bars(ax: Axes, rows: Sequence[Bar], *, percent: bool, dots: bool = False, la
     limit = 100.0 if percent else max([*ends, 0.0]) or 1.0
     for y, row in enumerate(rows):
         if row.interval is None:
-            ax.text(0.02 * limit, y, "not measured", color=MUTED, size=SMALL, va="center", style="italic")
+            ax.text(0.02 * limit, y, "not measured", color=MUTED, size=SMALL, va="center_baseline", style="italic")
             continue
         value = row.interval.value * scale
         if dots:
@@ -241,7 +247,8 @@ def bars(ax: Axes, rows: Sequence[Bar], *, percent: bool, dots: bool = False, la
         end = max(value, _whisker(ax, row, y, scale, dots))
         text = f"{value:.1f}" if percent else f"{value:.2f}"
         strong = {"weight": "bold", "color": ACCENT} if row.colour == ACCENT else {"color": INK}
-        ax.text(end + 0.035 * limit, y, text, va="center", size=SMALL, zorder=5, **strong)
+        beside = {"textcoords": "offset points", "va": "center_baseline", "size": SMALL, "zorder": 5}
+        ax.annotate(text, (end, y), (8 if dots and end == value else 5, 0), **beside, **strong)
     ax.set(xlim=(0, limit * 1.2), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
     ax.set_yticklabels([row.label for row in rows] if labels else [], color=INK, size=TEXT)
     for tick, row in zip(ax.get_yticklabels(), rows):
@@ -278,7 +285,8 @@ def end_labels(ax: Axes, x: float, labels: Sequence[tuple[str, float, str]], gap
     heights = spread([height for _, height, _ in order], gap, *ax.get_ylim())
     for (words, _, colour), height in zip(order, heights):
         weight = "bold" if colour == ACCENT else "normal"
-        ax.text(x, height, words, color=colour, va="center", size=SMALL, weight=weight, clip_on=False)
+        readable = MUTED if colour == MIST else colour
+        ax.text(x, height, words, color=readable, va="center_baseline", size=SMALL, weight=weight)
 
 
 def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mmsr.charts import ACCENT, INK, MUTED, TAN, TEXT, canvas, read_columns, saved
@@ -35,16 +36,16 @@ def sft_curve(run_dir: Path) -> Figure:
 def grpo_curves(run_dir: Path) -> Figure:
     """Reward and behaviour by GRPO step, with the means of the first and the last tenth of the steps."""
     table = read_columns(run_dir / "grpo" / "grpo.csv", GRPO)
-    subtitle = "mean over each step's rollouts; beside each name the means of the first and the last tenth of the steps"
-    chart = canvas(run_dir, "GRPO", subtitle, 5.6, _training(table))
+    subtitle = "means over each step's rollouts; at the right, of the first and the last tenth of the steps"
+    chart = canvas(run_dir, "GRPO training", subtitle, 5.6, _training(table))
     axes = chart.panels(2, 3, left=0.6, top=1.15, across=0.55, down=0.75).ravel()
     panels = [
         ("reward", "Reward", False),
         ("rewards/accuracy/mean", "Accuracy", True),
         ("rewards/valid_turns/mean", "Valid turns", True),
-        ("rewards/searches/mean", "Searches per question", False),
-        ("rewards/crops/mean", "Share with a crop", True),
-        ("entropy", "Entropy of the policy", False),
+        ("rewards/searches/mean", "Searches", False),
+        ("rewards/crops/mean", "With a crop", True),
+        ("entropy", "Entropy", False),
     ]
     for ax, (column, words, share) in zip(axes, panels):
         _curve(ax, table, column, words, ACCENT, "grpo/grpo.csv", share=share)
@@ -81,8 +82,9 @@ def _curve(
     ax.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.14, lw=0, zorder=1)
     ax.plot(steps, mean, color=colour, lw=2, zorder=3)
     ax.set_xlabel("step")
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if share:
-        ax.set(ylim=(-0.03, 1.03), yticks=[0, 0.25, 0.5, 0.75, 1])
+        ax.set(ylim=(-0.03, 1.03), yticks=[0, 0.5, 1])
     elif values.min() >= 0:
         ax.set_ylim(bottom=0, top=max(values.max() * 1.06, 1e-6))
     tenth = max(1, len(values) // 10)

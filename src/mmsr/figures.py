@@ -28,11 +28,11 @@ from matplotlib.figure import Figure
 
 from mmsr.charts import (
     ACCENT,
-    FAINT,
     INK,
     MIST,
     MUTED,
     NAVY,
+    PALE,
     SLATE,
     SMALL,
     TAN,
@@ -50,7 +50,7 @@ from mmsr.charts import (
     saved,
 )
 from mmsr.curves import grpo_curves, sft_curve
-from mmsr.metrics import Interval, proportion
+from mmsr.metrics import Interval, cluster_mean, proportion
 
 DATA, EVALUATE, ABLATION = "01_build_data.ipynb", "04_evaluate.ipynb", "05_crop_ablation.ipynb"
 WORKFLOWS = {
@@ -88,19 +88,21 @@ def funnel(run_dir: Path) -> Figure:
     """What the data building keeps at each step, with the labels, subjects and types of what is left."""
     card = read_json(run_dir / "data" / "card.json", DATA)
     kept = card["funnel"]
+    labels = {"search_required": ("search-required", NAVY), "search_free": ("search-free", SLATE)}
     note = f"preset {card['preset']}, seed {card['seed']}  ·  n = {kept['questions']:,} questions played"
-    chart = canvas(run_dir, "From questions to training examples", "examples left after each step", 4.6, note)
-    left, right = chart.panels(1, 2, left=1.9, right=0.5, across=1.9, widths=(1.25, 1))[0]
-    split = {"search_required": NAVY, "search_free": MIST}
-    key(chart, [("search-required", NAVY), ("search-free", MIST), ("not yet labelled", FAINT)])
-    rows = [(words, [(kept[step], FAINT)]) for step, words in STEPS.items()]
-    rows.append(("Usable examples", [(kept[label], colour) for label, colour in split.items()]))
-    rows.append(("Balanced data set", [(card["labels"].get(label, 0), colour) for label, colour in split.items()]))
+    chart = canvas(
+        run_dir, "From questions to training examples", "what is left after each step of building the data", 4.7, note
+    )
+    left, right = chart.panels(1, 2, left=1.8, right=0.4, top=1.55, bottom=0.5, across=1.85, widths=(1.25, 1))[0]
+    key(chart, list(labels.values()))
+    rows = [(words, [(kept[step], PALE)]) for step, words in STEPS.items()]
+    rows.append(("Usable examples", [(kept[label], colour) for label, (_, colour) in labels.items()]))
+    rows.append(("Balanced data set", [(card["labels"].get(label, 0), c) for label, (_, c) in labels.items()]))
     _stacks(left, rows)
-    left.set_title("Step", pad=10)
+    left.set_title("Steps", weight="bold", pad=8)
     taxonomy = sorted(card["taxonomy"].items(), key=lambda item: -item[1])
-    _stacks(right, [(subject, [(n, SLATE)]) for subject, n in taxonomy])
-    right.set_title("Balanced data set by subject", pad=10)
+    _stacks(right, [(subject, [(n, MIST)]) for subject, n in taxonomy])
+    right.set_title("Balanced data set by subject", weight="bold", pad=8)
     return chart
 
 
@@ -112,18 +114,13 @@ def _stacks(ax: Axes, rows: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> 
         for n, colour in parts:
             ax.barh(y, n, left=start, height=0.62, color=colour, zorder=2)
             if len(parts) > 1 and n > 0.12 * most:
-                ax.text(start + n / 2, y, f"{n:,}", ha="center", va="center", size=SMALL, color=_on(colour))
+                ax.text(start + n / 2, y, f"{n:,}", ha="center", va="center_baseline", size=SMALL, color="white")
             start += n
-        ax.text(start + 0.02 * most, y, f"{start:,}", va="center", size=SMALL, weight="bold")
+        ax.text(start + 0.02 * most, y, f"{start:,}", va="center_baseline", size=SMALL, weight="bold")
     ax.set(xlim=(0, most * 1.1), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), xticks=[])
     ax.set_yticklabels([words for words, _ in rows], color=INK, size=TEXT)
     ax.grid(visible=False)
     ax.spines["bottom"].set_visible(False)
-
-
-def _on(colour: str) -> str:
-    """The colour of text on this one."""
-    return "white" if colour in {NAVY, INK} else INK
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
@@ -142,9 +139,9 @@ def workflows(run_dir: Path) -> Figure:
         "searches": ("Searches per question", False),
         "needless_search_rate": ("Needless searches, %", True),
     }
-    measured = {c: metrics.some([f"eval/{w}/{c}" for w in WORKFLOWS]) for c in columns}
+    measured = metrics.table("eval", WORKFLOWS, columns)
     note = f"{sample(measured['accuracy'])} held-out questions  ·  lines: 95 % intervals"
-    subtitle = "needless: a search on a question that the base answers right without one"
+    subtitle = "needless searches: of the questions that need none, the share on which the agent searched"
     chart = canvas(run_dir, "Workflows on held-out questions", subtitle, 3.7, note)
     axes = chart.panels(1, 3, left=1.7, top=1.2, across=0.4, widths=(1.6, 1, 1))[0]
     for index, (ax, (column, (words, percent))) in enumerate(zip(axes, columns.items())):
@@ -156,10 +153,10 @@ def workflows(run_dir: Path) -> Figure:
 def _accuracies(run_dir: Path, groups: dict[str, str], title: str, subtitle: str) -> Figure:
     """Accuracy of each workflow on groups of questions, one panel each."""
     metrics = Metrics(run_dir, EVALUATE)
-    measured = [metrics.some([f"eval/{w}/accuracy/{group}" for w in WORKFLOWS]) for group in groups]
+    measured = metrics.table("eval", WORKFLOWS, [f"accuracy/{group}" for group in groups])
     chart = canvas(run_dir, title, subtitle, 3.5, "held-out questions  ·  lines: 95 % intervals")
     axes = chart.panels(1, len(groups), left=1.7, top=1.35, across=0.22)[0]
-    for index, (ax, words, intervals) in enumerate(zip(axes, groups.values(), measured)):
+    for index, (ax, words, intervals) in enumerate(zip(axes, groups.values(), measured.values())):
         bars(ax, _rows(intervals, WORKFLOWS), percent=True, dots=True, labels=index == 0)
         ax.set_xticks([0, 50, 100])
         ax.set_title(words, weight="bold", pad=20)
@@ -182,7 +179,7 @@ def halves(run_dir: Path) -> Figure:
 
 @saved
 def search_behaviour(run_dir: Path) -> Figure:
-    """How many searches a question gets before and after GRPO, by whether the base knows the answer anyway."""
+    """How many searches a question gets before and after GRPO, by whether the question needs any."""
     rows = read_rows(run_dir / "eval" / "rows.jsonl", EVALUATE)
     pairs = {"sft": ("before GRPO", TAN), "grpo": ("after GRPO", ACCENT)}
     rows = [row for row in rows if row["workflow"] in pairs]
@@ -190,13 +187,19 @@ def search_behaviour(run_dir: Path) -> Figure:
         raise ValueError(f"{run_dir / 'eval' / 'rows.jsonl'} has no row of sft or grpo: run notebook {EVALUATE} again.")
     n = Counter(row["workflow"] for row in rows)
     note = "n = " + ", ".join(f"{n[w]:,} {words}" for w, (words, _) in pairs.items()) + "  ·  lines: 95 % intervals"
-    chart = canvas(run_dir, "Searches per question before and after GRPO", "per cent of questions", 3.7, note)
+    chart = canvas(
+        run_dir,
+        "Searches per question before and after GRPO",
+        "per cent of questions; a search is needed where neither the picture nor the base has the answer",
+        3.9,
+        note,
+    )
     key(chart, list(pairs.values()))
-    axes = chart.panels(1, 3, left=0.6, top=1.75, bottom=0.85, across=0.45)[0]
+    axes = chart.panels(1, 3, left=0.6, top=1.7, bottom=0.8, across=0.45)[0]
     groups = [
         ("All questions", rows),
-        ("The base knows the answer", [row for row in rows if row["search_free"]]),
-        ("The base does not know", [row for row in rows if not row["search_free"]]),
+        ("No search needed", [row for row in rows if row["search_free"]]),
+        ("A search needed", [row for row in rows if not row["search_free"]]),
     ]
     most = min(max(row["searches"] for row in rows), 6)
     for ax, (words, group) in zip(axes, groups):
@@ -209,14 +212,15 @@ def _search_counts(ax: Axes, rows: Sequence[dict], pairs: dict[str, tuple[str, s
     """Share of questions by number of searches, one bar for each workflow side by side, and the means above."""
     means = []
     for offset, (workflow, (_, colour)) in zip((-0.2, 0.2), pairs.items()):
-        counts = [min(row["searches"], most) for row in rows if row["workflow"] == workflow]
+        mine = [row for row in rows if row["workflow"] == workflow]
+        counts = [min(row["searches"], most) for row in mine]
         for number in range(most + 1) if counts else ():
-            share = proportion(count == number for count in counts)
+            share = _share(mine, [count == number for count in counts])
             ax.bar(number + offset, 100 * share.value, width=0.36, color=colour, zorder=2)
             ax.plot([number + offset] * 2, [100 * share.low, 100 * share.high], color=INK, lw=1.2, zorder=3)
-        exact = [row["searches"] for row in rows if row["workflow"] == workflow]
-        means.append(f"{np.mean(exact):.2f}" if exact else "–")
-    ax.text(0, 1.05, f"mean {' → '.join(means)}", transform=ax.transAxes, size=SMALL, color=MUTED)
+        means.append(f"{np.mean([row['searches'] for row in mine]):.2f}" if mine else "–")
+    n = len({row["question"]["id"] for row in rows})
+    ax.text(0, 1.04, f"n = {n:,}  ·  mean {' → '.join(means)}", transform=ax.transAxes, size=SMALL, color=MUTED)
     names = [str(number) for number in range(most + 1)]
     over = any(row["searches"] > most for row in rows)
     ax.set(ylim=(0, 105), yticks=[0, 25, 50, 75, 100], xticks=range(most + 1), xlabel="searches")
@@ -231,7 +235,7 @@ def _search_counts(ax: Axes, rows: Sequence[dict], pairs: dict[str, tuple[str, s
 def crops(run_dir: Path) -> Figure:
     """Accuracy and retrieval of the trained agent by where its crop comes from."""
     metrics = Metrics(run_dir, ABLATION)
-    measured = {s: metrics.some([f"ablation/{c}/{s}" for c in CROPS]) for s in SCORES}
+    measured = metrics.table("ablation", CROPS, SCORES)
     note = f"{sample(measured['accuracy'])} held-out questions  ·  lines: 95 % intervals"
     subtitle = (
         "the trained policy with its crop exchanged; recall: the right country among the picture search's results"
@@ -251,7 +255,9 @@ def crops_by_flags(run_dir: Path) -> Figure:
     numbers = sorted({row["flags"] for row in rows})
     present = [crop for crop in CROPS if any(row["crop"] == crop for row in rows)]
     note = f"n = {len({row['id'] for row in rows}):,} held-out questions  ·  lines: 95 % intervals"
-    chart = canvas(run_dir, "Crops by the number of flags in the scene", "per cent", 4.0, note)
+    chart = canvas(
+        run_dir, "Crops by the number of flags in the scene", "the trained policy with its crop exchanged", 4.0, note
+    )
     axes = chart.panels(1, 2, left=0.6, right=1.35, top=1.2, bottom=0.85, across=1.45)[0]
     for ax, score in zip(axes, ("accuracy", "recall_at_1")):
         field = "correct" if score == "accuracy" else score
@@ -271,14 +277,20 @@ def crops_by_flags(run_dir: Path) -> Figure:
 
 @saved
 def sweeps(run_dir: Path) -> Figure:
-    """Accuracy and recall when the box is padded and when it is shaken."""
+    """Accuracy and recall when the gold box is padded and when it is shaken."""
     rows = read_rows(run_dir / "ablation" / "sweeps.jsonl", ABLATION)
     note = f"n = {len({row['id'] for row in rows}):,} held-out questions a level  ·  lines: 95 % intervals"
-    chart = canvas(run_dir, "Padding and noise of the crop's box", "per cent, by share of the box's side", 4.0, note)
+    chart = canvas(
+        run_dir,
+        "Padding and noise of the crop's box",
+        "the trained policy with the gold box enlarged (below 0: trimmed) or shaken",
+        4.0,
+        note,
+    )
     axes = chart.panels(1, 2, left=0.6, right=1.1, top=1.2, bottom=0.85, across=1.2)[0]
     lines = {"correct": ("Accuracy", ACCENT), "recall_at_1": ("Recall@1", NAVY), "recall_at_5": ("Recall@5", SLATE)}
-    for ax, (sweep, words) in zip(axes, {"padding": "Padding on each side", "noise": "Noise of the corners"}.items()):
-        ax.set_title(words, weight="bold", pad=8)
+    for ax, (sweep, words) in zip(axes, {"padding": "Padding", "noise": "Noise"}.items()):
+        ax.set_title(f"{words}, %", weight="bold", pad=8)
         ax.set(ylim=(-3, 103), xlabel=f"{sweep}, share of the box's side")
         chosen, ends = [row for row in rows if row["sweep"] == sweep], []
         if not chosen:
@@ -293,9 +305,18 @@ def sweeps(run_dir: Path) -> Figure:
 
 
 def _shares(rows: Sequence[dict], by: str, field: str) -> tuple[list[float], list[Interval]]:
-    """The share of rows where `field` is true at each value of `by`, with Wilson's interval."""
+    """The share of rows where `field` is true at each value of `by`."""
     places = sorted({row[by] for row in rows})
-    return places, [proportion(row[field] for row in rows if row[by] == place) for place in places]
+    groups = [[row for row in rows if row[by] == place] for place in places]
+    return places, [_share(group, [row[field] for row in group]) for group in groups]
+
+
+def _share(rows: Sequence[dict], outcomes: Sequence[bool]) -> Interval:
+    """The share of True, resampled by country as the run's metrics are; Wilson's where all outcomes are the same."""
+    if len(set(outcomes)) == 1:
+        return proportion(outcomes)
+    countries = [row["question"]["entity"] if "question" in row else row.get("entity", row["id"]) for row in rows]
+    return cluster_mean([float(outcome) for outcome in outcomes], countries, seed=0)
 
 
 ALL = (

@@ -24,7 +24,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mmsr.charts import ACCENT, GRID, INK, LOOK, MARGIN, MUTED, NAVY, WIDTH, Chart
-from mmsr.transcript import TAGS, WORKFLOWS, answer_of, blocks, crop_box, golds, is_right
+from mmsr.transcript import TAGS, TYPES, WORKFLOWS, answer_of, blocks, crop_box, golds, is_right
 from mmsr.world.data import World
 from mmsr.world.questions import Question
 
@@ -33,7 +33,7 @@ COLOURS = {
     "img_search": ACCENT,
     "text_search": NAVY,
     "information": "#6b5a8e",
-    "answer": "#1f6f54",
+    "answer": INK,
     "unread": "#a3203a",
     "error": "#a3203a",
 }
@@ -148,8 +148,8 @@ def _turns(sheet: Sheet, x: float, y: float, width: float, trajectory: Mapping) 
             sheet.text(x, y + LINE * 0.75, TAGS[block.kind], color=colour, weight="bold", size=SIZE - 0.5)
             style = {"style": "italic", "color": MUTED} if block.kind == "reason" else {"color": INK}
             if block.kind in {"answer", "img_search", "text_search"}:
-                style = {"color": colour}
-            for words in wrap(block.text, width - TAG_WIDTH):
+                style = {"color": colour, "weight": "bold"}
+            for words in wrap(block.text, width - TAG_WIDTH, weight=style.get("weight", "normal")):
                 sheet.text(x + TAG_WIDTH, y + LINE * 0.75, words, **style)
                 y += LINE
             y += 0.06
@@ -164,13 +164,16 @@ def _verdict(sheet: Sheet, x: float, y: float, width: float, row: Mapping) -> fl
     """The answer against the gold one, with its mark; returns where it ends."""
     right, answer = is_right(row), answer_of(row) or "no answer"
     accepted = golds(row.get("question") or {})
-    mark, colour = {True: ("✓ ", RIGHT), False: ("✗ ", WRONG), None: ("", INK)}[right]
-    for words in wrap(f"{mark}{answer}", width, SIZE + 1.5, 2, "bold"):
-        sheet.text(x, y + 0.15, words, color=colour, weight="bold", size=SIZE + 1.5)
+    mark, colour = {True: ("✓", RIGHT), False: ("✗", WRONG), None: ("", INK)}[right]
+    style = {"color": colour, "weight": "bold", "size": SIZE + 1.5}
+    sheet.text(x, y + 0.15, mark, **style)
+    indent = 0.22 if mark else 0.0
+    for words in wrap(answer, width - indent, SIZE + 1.5, 2, "bold"):
+        sheet.text(x + indent, y + 0.15, words, **style)
         y += 0.2
     if accepted and not right:
         for words in wrap(f"gold: {accepted[0]}", width, most=2):
-            sheet.text(x, y + LINE * 0.75, words, color=MUTED)
+            sheet.text(x + indent, y + LINE * 0.75, words, color=MUTED)
             y += LINE
     return y
 
@@ -204,7 +207,7 @@ def _crop(sheet: Sheet, x: float, y: float, width: float, most: float, picture: 
     height = sheet.image(x, y, width, crop)
     sheet.box(x, y, width, height, edgecolor=ACCENT, linewidth=2)
     whole = box == (0, 0, picture.width, picture.height)
-    words = "searched: the whole picture" if whole else f"searched: the crop {box[0]}, {box[1]}, {box[2]}, {box[3]}"
+    words = "searched: the whole picture" if whole else f"searched: crop of {crop.width} × {crop.height} px"
     sheet.text(x, y + height + 0.19, words, color=MUTED, size=SIZE - 0.5)
     return height + 0.25
 
@@ -215,8 +218,9 @@ def _heading(sheet: Sheet, y: float, row: Mapping) -> float:
     for words in wrap(question.get("text", ""), WIDTH - 2 * MARGIN, 11.5, 3, "bold"):
         sheet.text(MARGIN, y + 0.18, words, size=11.5, weight="bold", color=INK)
         y += 0.24
-    known = [WORKFLOWS.get(row.get("workflow", ""), ""), question.get("type", "").replace("_", " ")]
-    facts = [fact for fact in (*known, question.get("taxonomy", "")) if fact]
+    kind = TYPES.get(question.get("type", ""), "")
+    known = (WORKFLOWS.get(row.get("workflow", ""), ""), kind, question.get("taxonomy", ""))
+    facts = list(dict.fromkeys(fact for fact in known if fact))
     if facts:
         sheet.text(MARGIN, y + 0.15, "  ·  ".join(facts), color=MUTED, size=SIZE)
         y += 0.24

@@ -27,6 +27,7 @@ WORKFLOWS = {
     "grpo": "Agent after GRPO",
     "teacher": "Teacher",
 }
+SHORT = {"direct": "direct", "rag": "RAG", "prompted": "prompted", "sft": "SFT", "grpo": "GRPO", "teacher": "teacher"}
 TYPES = {"visual": "Visual", "fact": "Fact", "one_hop": "One hop", "two_hop": "Two hops", "hard": "Hard wording"}
 TAGS = {
     "reason": "reason",

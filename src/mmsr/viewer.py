@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from mmsr.transcript import TAGS, TYPES, WORKFLOWS, Box, answer_of, blocks, crop_box, golds, is_right
+from mmsr.transcript import SHORT, TAGS, TYPES, WORKFLOWS, Box, answer_of, blocks, crop_box, golds, is_right
 from mmsr.viewer_style import CARD_STYLE, PAGE, PAGE_STYLE, SCRIPT
 from mmsr.world.data import World
 from mmsr.world.questions import Question
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 MARKS = {True: ("right", "✓"), False: ("wrong", "✗"), None: ("unscored", "·")}
 LARGEST = 640  # pixels of an embedded picture's longer side
+MOST_REMS = 15  # height of an enlarged crop
 
 
 # --- one trajectory -------------------------------------------------------------------------------------------------
@@ -83,7 +84,8 @@ def _facts(row: Mapping) -> str:
         _count(len(turns), "turn", "turns"),
         *(f"{name} {value}" for name, value in rewards.items()),
     ]
-    return '<p class="facts">' + "".join(f"<span>{escape(str(fact))}</span>" for fact in facts if fact) + "</p>"
+    spans = (f"<span>{escape(str(fact))}</span>" for fact in dict.fromkeys(facts) if fact)
+    return f'<p class="facts">{"".join(spans)}</p>'
 
 
 def _count(n: int, one: str, many: str) -> str:
@@ -123,12 +125,12 @@ def _mark(name: str, box: Sequence[float], picture: Image.Image) -> str:
 
 
 def _zoom(box: Box, picture: Image.Image) -> str:
-    """The CSS that shows this part of the background picture at the element's full width."""
+    """The CSS that shows this part of the background picture as large as there is room."""
     x1, y1, x2, y2 = box
     across = 100 * x1 / max(1, picture.width - (x2 - x1))
     down = 100 * y1 / max(1, picture.height - (y2 - y1))
     size = f"{100 * picture.width / (x2 - x1):.2f}% {100 * picture.height / (y2 - y1):.2f}%"
-    shape = f"aspect-ratio:{x2 - x1}/{y2 - y1}"
+    shape = f"aspect-ratio:{x2 - x1}/{y2 - y1};width:min(100%,{MOST_REMS * (x2 - x1) / (y2 - y1):.2f}rem)"
     return f"{shape};background-size:{size};background-position:{across:.2f}% {down:.2f}%"
 
 
@@ -140,7 +142,8 @@ def _turn(number: int, turn: Mapping, question: Mapping) -> str:
             parts.append(_hits(turn, question))
         parts.append(f'<div class="block {block.kind}"><span class="tag">{TAGS[block.kind]}</span><p>{text}</p></div>')
     seconds = float(turn.get("seconds") or 0)
-    return f'<li><span class="turn">turn {number}<small>{seconds:.2f} s</small></span>{"".join(parts)}</li>'
+    took = f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms" if seconds else ""
+    return f'<li><span class="turn">turn {number}<small>{took}</small></span>{"".join(parts)}</li>'
 
 
 def _hits(turn: Mapping, question: Mapping) -> str:
@@ -203,7 +206,9 @@ def _template(row: Mapping, card: str) -> str:
     facts = {
         "workflow": row.get("workflow", ""),
         "label": WORKFLOWS.get(row.get("workflow", ""), row.get("workflow", "")),
+        "short": SHORT.get(row.get("workflow", ""), row.get("workflow", "")),
         "type": question.get("type", ""),
+        "kind": TYPES.get(question.get("type", ""), question.get("type", "")),
         "outcome": MARKS[is_right(row)][0],
         "question": question.get("id", ""),
         "title": question.get("text") or "No question",
@@ -250,6 +255,7 @@ def browser(rows: Sequence[Mapping], world: World) -> VBox:
             for index, row in enumerate(rows)
             if all(not want or want == value for want, value in zip(wanted, _filtered_by(row)))
         ]
+        chosen.index = 0 if chosen.options else None
         show()
 
     def show(_: object = None) -> None:

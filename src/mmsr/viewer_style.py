@@ -14,10 +14,10 @@ container-type:inline-size;border-radius:10px;padding:1.4rem 1.5rem;text-align:l
 .mmsr p{margin:0}
 .mmsr .facts{display:flex;flex-wrap:wrap;gap:.15rem 0;color:var(--muted);font-size:.83rem}
 .mmsr .facts span:not(:last-child)::after{content:"·";margin:0 .5rem;opacity:.7}
-.mmsr .verdict{display:flex;flex-wrap:wrap;align-items:baseline;gap:.2rem .6rem;margin:.8rem 0 0;font-size:1.05rem;
+.mmsr .verdict{display:grid;grid-template-columns:auto minmax(0,1fr);gap:0 .6rem;margin:.8rem 0 0;font-size:1.05rem;
 font-weight:600}
 .mmsr .verdict.right{color:var(--good)}.mmsr .verdict.wrong{color:var(--bad)}
-.mmsr .verdict .gold{color:var(--muted);font-weight:400;font-size:.9rem}
+.mmsr .verdict .gold{grid-column:2;color:var(--muted);font-weight:400;font-size:.9rem}
 .mmsr .body{display:grid;gap:1.5rem;margin-top:1.2rem}
 @container(min-width:640px){.mmsr .body{grid-template-columns:minmax(200px,17rem) minmax(0,1fr)}}
 .mmsr .pictures{display:grid;gap:.9rem;align-content:start;grid-template-columns:1fr 1fr}
@@ -31,8 +31,9 @@ border-radius:4px;overflow:hidden;width:100%}
 .mmsr .gold-box{outline:1.5px dashed #111;box-shadow:0 0 0 1.5px #ffffffb0}
 .mmsr figcaption,.mmsr .none{color:var(--muted);font-size:.8rem;margin-top:.35rem}
 .mmsr .dashed::before{content:" · "}
-.mmsr ol.turns{list-style:none;margin:0;padding:0;display:grid;gap:1.1rem;min-width:0}
-.mmsr ol.turns>li{border-left:2px solid var(--line);padding-left:1rem;display:grid;gap:.55rem;min-width:0}
+.mmsr ol.turns{list-style:none;margin:0;padding:0;display:grid;align-content:start;gap:1.1rem;min-width:0}
+.mmsr ol.turns>li{border-left:2px solid var(--line);padding-left:1rem;display:grid;align-content:start;gap:.55rem;
+min-width:0}
 .mmsr .turn{font-size:.75rem;color:var(--muted);letter-spacing:.03em;line-height:1}
 .mmsr .turn small{margin-left:.6rem;opacity:.8;font-size:inherit}
 .mmsr .block{display:grid;gap:0 .9rem;min-width:0}
@@ -44,7 +45,6 @@ border-radius:4px;overflow:hidden;width:100%}
 .mmsr .img_search .tag,.mmsr .img_search p{color:var(--accent)}
 .mmsr .text_search .tag,.mmsr .text_search p{color:var(--navy)}
 .mmsr .img_search p,.mmsr .text_search p,.mmsr .answer p{font-weight:600}
-.mmsr .answer .tag,.mmsr .answer p{color:var(--good)}
 .mmsr .unread .tag,.mmsr .error .tag,.mmsr .error p{color:var(--bad)}
 .mmsr .unread p,.mmsr .information p{font-size:.88rem;max-height:16rem;overflow:auto}
 .mmsr .information .tag{color:var(--violet)}
@@ -87,16 +87,14 @@ gap:0 .4rem;padding:.5rem .7rem;border-bottom:1px solid var(--line);line-height:
 box-shadow:inset 3px 0 var(--accent)}
 .bar{display:flex;flex-wrap:wrap;gap:.5rem;margin-bottom:.7rem;align-items:center}
 .bar .step{width:2.6rem;flex:none;padding:.35rem 0}
-.others{display:flex;flex-wrap:wrap;gap:.4rem;margin-left:auto}
+.others{display:flex;flex-wrap:wrap;gap:.4rem}
 .others button{width:auto;padding:.3rem .65rem;font-size:.82rem}
 .others [aria-current=true]{border-color:var(--accent);color:var(--accent);font-weight:650}
-.hint{color:var(--muted);font-size:.8rem}
 .stage .mmsr{border:1px solid var(--line)}
 .stage>p{padding:3rem 1rem;text-align:center;color:var(--muted)}
 @media(min-width:900px){.page{grid-template-columns:19rem minmax(0,1fr);padding:1.5rem}
 nav{position:sticky;top:1.5rem;height:calc(100vh - 3rem);display:flex;flex-direction:column}
 .filters{grid-template-columns:1fr}.list{max-height:none;flex:1}}
-@media(max-width:899px){.hint{display:none}}
 """
 
 # Reads the filters' facts from data attributes and writes them as text alone; cards are cloned as they were rendered.
@@ -115,19 +113,27 @@ function make(parent, tag, text, name) {
   parent.append(element);
   return element;
 }
+function place() {  // of what is shown in the list, where it may stand under another workflow
+  const exact = shown.indexOf(at);
+  return exact >= 0 || !at ? exact : shown.findIndex((t) => t.dataset.question === at.dataset.question);
+}
+function bringIntoView(element, box) {
+  const [inner, outer] = [element.getBoundingClientRect(), box.getBoundingClientRect()];
+  if (inner.top < outer.top || inner.bottom > outer.bottom) box.scrollTop += inner.top - outer.top - 8;
+}
 function show(item) {
   at = item;
   byId("stage").replaceChildren(item ? item.content.cloneNode(true) : "");
   if (!item) make(byId("stage"), "p", "No trajectory matches these filters.");
   for (const button of byId("list").querySelectorAll("button")) {
-    const current = button.item === item;
+    const current = button.item === shown[place()];
     button.setAttribute("aria-current", current);
-    if (current) byId("list").scrollTop = button.offsetTop - byId("list").offsetTop - 40;
+    if (current) bringIntoView(button, byId("list"));
   }
   byId("others").replaceChildren();
   const same = item && item.dataset.question ? all.filter((t) => t.dataset.question === item.dataset.question) : [];
   for (const other of same.length > 1 ? same : []) {
-    const button = make(byId("others"), "button", marks[other.dataset.outcome] + " " + other.dataset.label);
+    const button = make(byId("others"), "button", marks[other.dataset.outcome] + " " + other.dataset.short);
     button.setAttribute("aria-current", other === item);
     button.onclick = () => show(other);
   }
@@ -144,15 +150,16 @@ function narrow() {
     const button = make(make(byId("list"), "li", ""), "button", "");
     make(button, "b", marks[item.dataset.outcome], item.dataset.outcome);
     make(button, "span", item.dataset.title);
-    if (item.dataset.label) make(button, "small", item.dataset.label);
+    const [workflow, type] = [filters[0].value ? "" : item.dataset.label, item.dataset.kind];
+    make(button, "small", [workflow, type].filter(Boolean).join(" · "));
     button.item = item;
     button.onclick = () => show(item);
   }
-  show(shown.includes(at) ? at : shown[0] || null);
+  show(shown[Math.max(0, place())] || null);
 }
 function step(by) {
   if (!shown.length) return;
-  show(shown[(Math.max(0, shown.indexOf(at)) + by + shown.length) % shown.length]);
+  show(shown[(place() + by + shown.length) % shown.length]);
 }
 document.addEventListener("keydown", (event) => {
   if (event.target.tagName === "SELECT" || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -165,6 +172,7 @@ for (const filter of filters) filter.onchange = narrow;
 byId("back").onclick = () => step(-1);
 byId("next").onclick = () => step(1);
 at = all[parseInt(location.hash.slice(1), 10)] || null;
+filters[0].value = at ? at.dataset.workflow : all.some((t) => t.dataset.workflow === "grpo") ? "grpo" : "";
 narrow();
 """
 
@@ -192,9 +200,9 @@ script-src 'sha256-{script_hash}'; base-uri 'none'; form-action 'none'">
 <ol class="list" id="list"></ol>
 </nav>
 <main>
-<div class="bar"><button class="step" id="back" aria-label="previous">←</button>\
-<button class="step" id="next" aria-label="next">→</button>\
-<span class="hint">arrow keys step</span><div class="others" id="others" aria-label="the same question"></div></div>
+<div class="bar"><button class="step" id="back" aria-label="previous" title="previous (left arrow key)">←</button>\
+<button class="step" id="next" aria-label="next" title="next (right arrow key)">→</button>\
+<div class="others" id="others" aria-label="the same question"></div></div>
 <div class="stage" id="stage"></div>
 </main>
 </div>
