@@ -151,13 +151,13 @@ def _replay(options: argparse.Namespace) -> int:
 
     try:
         if options.action == "export":
-            print(f"{replay.export_jsonl(options.record, options.jsonl)} calls written to {options.jsonl}")
+            print(f"calls written to {options.jsonl}: {replay.export_jsonl(options.record, options.jsonl)}")
         elif options.action == "import":
             counts = replay.import_jsonl(options.record, options.jsonl)
-            print(f"{counts['added']} calls added to {options.record}, {counts['left']} left as they were")
+            print(f"calls added to {options.record}: {counts['added']}, left as they were: {counts['left']}")
         else:
             for backend, counts in replay.stats(options.record).items():
-                print(f"{backend}: " + ", ".join(f"{value:g} {name}" for name, value in counts.items()))
+                print(f"{backend}: " + ", ".join(f"{name} {value:g}" for name, value in counts.items()))
     except (ToolError, OSError) as error:
         raise UsageError(str(error)) from error
     return 0
@@ -174,6 +174,8 @@ def _serve(options: argparse.Namespace) -> int:
         serve(world, LocalTextSearch(world), LocalImageSearch(world), port=options.port)
     except (OSError, OverflowError) as error:
         raise UsageError(f"the port {options.port} cannot be used ({error}): choose another, or 0.") from error
+    except KeyboardInterrupt:
+        pass  # the way to end it
     return 0
 
 

@@ -166,6 +166,7 @@ def execute(
             values,
             engine_name=ENGINE,
             kernel_name="python3",
+            language="python",
             progress_bar=False,
             launch=launch,
             progress=progress,

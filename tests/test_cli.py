@@ -1,0 +1,208 @@
+"""The command line: every subcommand's help, what it prints, and its one-sentence errors."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from mmsr import __main__ as cli
+from mmsr.metrics import Interval
+from mmsr.runs import record_metrics
+from mmsr.tools.replay import Call, Outside
+
+COMMANDS = ("run", "table", "compare", "replay", "replay export", "replay import", "replay stats", "serve")
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one notebook, as the current folder."""
+    parameters = new_code_cell("run_dir = '.'\nfail = False", metadata={"tags": ["parameters"]})
+    work = "from pathlib import Path\nfrom mmsr.runs import record_metrics\nassert not fail, 'as asked'\n"
+    work += "record_metrics(Path(run_dir), {'eval/rag/accuracy': 0.25})"
+    notebook = new_notebook(cells=[parameters, new_code_cell(work)])
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(notebook, tmp_path / "notebooks" / "01_build_data.ipynb")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was said on standard error: one line, no traceback."""
+    said = capsys.readouterr().err
+    assert said.startswith("mmsr: ") and said.count("\n") == 1
+    return said
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ("", *COMMANDS))
+def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command.split(), "--help"])
+    assert end.value.code == 0
+    assert f"usage: mmsr {command}".strip() in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ("", "nonsense", "replay", "table", "compare a", "run --seed x", "serve --port x"))
+def test_a_wrong_call_shows_the_usage(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(command.split())
+    assert end.value.code == 2
+    assert "usage: mmsr" in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    look = "import sys, mmsr.__main__ as m; m.parser(); print([n for n in sys.modules if n in "
+    look += "('torch', 'transformers', 'papermill', 'numpy', 'starlette')])"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def test_run_prints_one_table_and_where_the_figures_are(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "01", "--name", "mine", "--preset", "smoke"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^rag +25\.0 %", shown, re.MULTILINE) and re.search(r"^grpo +– ", shown, re.MULTILINE)
+    assert shown.count("valid turns") == 1
+    assert shown.endswith("Figures: papermill_runs/mine/figures\n")
+
+
+def test_run_says_which_cell_failed(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "-p", "fail=true"]) == 1
+    said = sentence(capsys)
+    assert "01_build_data, cell [3] (from pathlib import Path) failed with AssertionError: as asked." in said
+    assert "01_build_data.failed.ipynb" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-p", "fali=true"], "'fali': there are fail"),
+        (["-p", "fail=maybe"], "must be true or false, like its default False: got 'maybe'"),
+        (["-p", "fail"], "-p takes key=value, not 'fail'"),
+        (["-p", "fail=true", "-p", "fail=false"], "-p gives fail twice"),
+        (["09"], "no notebook '09': there are 01_build_data"),
+        (["--preset", "huge"], "no preset 'huge': use one of smoke, tiny"),
+        (["--name", "a/b"], "cannot be named 'a/b'"),
+    ],
+)
+def test_run_refuses(clone: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", *options]) == 2
+    assert said in sentence(capsys)
+    assert not (clone / "papermill_runs").exists()
+
+
+def test_the_repository_is_found_from_within(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(clone / "notebooks")
+    assert cli.repository() == clone
+
+
+def test_run_outside_a_clone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "lib" / "mmsr" / "__main__.py"))
+    assert cli.main(["run"]) == 2
+    assert "within a clone" in sentence(capsys)
+
+
+def test_an_interruption_is_said_to_be_resumable(
+    clone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmsr.runner.run", interrupted)
+    assert cli.main(["run"]) == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+# --- table and compare ------------------------------------------------------------------------------------------------
+
+
+def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["table", str(tmp_path)]) == 2
+    assert "has no metrics.json" in sentence(capsys)
+    record_metrics(tmp_path, {"ablation/base/accuracy": Interval(0.5, 0.4, 0.6, 90)})
+    assert cli.main(["table", str(tmp_path)]) == 0
+    assert "50.0 % [40.0, 60.0]" in capsys.readouterr().out
+
+
+def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    record_metrics(tmp_path / "a", {"x": 1, "time/01": 1})
+    assert cli.main(["compare", a, b]) == 2
+    assert "b has no metrics.json" in sentence(capsys)
+    record_metrics(tmp_path / "b", {"x": 1, "time/01": 2})
+    assert cli.main(["compare", a, b]) == 0
+    assert capsys.readouterr().out == "The runs agree.\n"
+    assert cli.main(["compare", a, b, "--costs"]) == 1
+    assert capsys.readouterr().out == "time/01: 1.0 and 2.0\n"
+
+
+# --- replay -----------------------------------------------------------------------------------------------------------
+
+
+def test_replay_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, lines, other = (tmp_path / name for name in ("a.sqlite", "a.jsonl", "b.sqlite"))
+    Outside("record", record).answer(Call("serper", 1, "POST /search", {"q": "x"}), ask=lambda: "found")
+    assert cli.main(["replay", "export", str(record), str(lines)]) == 0
+    assert json.loads(lines.read_text())["answer"] == "found"
+    assert cli.main(["replay", "import", str(other), str(lines)]) == 0
+    assert cli.main(["replay", "stats", str(other)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[:2] == [
+        f"calls written to {lines}: 1",
+        f"calls added to {other}: 1, left as they were: 0",
+    ]
+    assert "serper: calls 1, errors 0" in shown
+
+
+@pytest.mark.parametrize("action", ("export", "import", "stats"))
+def test_replay_without_files(action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(tmp_path / "none.sqlite"), str(tmp_path / "none.jsonl")][: 1 if action == "stats" else 2]
+    assert cli.main(["replay", action, *files]) == 2
+    assert "none." in sentence(capsys)
+
+
+def test_replay_of_broken_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    assert cli.main(["replay", "import", str(tmp_path / "a.sqlite"), str(tmp_path / "a.jsonl")]) == 2
+    assert "line 1 is no recorded call" in sentence(capsys)
+
+
+# --- serve ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("port", ("taken", "99999", "-1"))
+def test_serve_on_a_port_that_cannot_be_used(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = str(taken.getsockname()[1]) if port == "taken" else port
+        assert cli.main(["serve", "--port", number]) == 2
+    assert f"the port {number} cannot be used" in sentence(capsys)
+
+
+def test_serve_answers_until_interrupted() -> None:
+    command = [sys.executable, "-m", "mmsr", "serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            address = server.stdout.readline().split()[-1]
+            answer = httpx.post(f"{address}/search", json={"q": "Kenya capital"}, timeout=30).json()
+            assert "Kenya" in answer["organic"][0]["title"]
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+        assert server.stderr.read() == ""
