@@ -68,7 +68,7 @@ def hostile_row(world: World) -> dict:
         "answer": HOSTILE,
         "id": HOSTILE,
     }
-    played = hostile_trajectory(question).as_dict() | {"reward": {HOSTILE: 1.0}}
+    played = hostile_trajectory(question).as_dict() | {"reward": {HOSTILE: 1.0, "total": 0.9}}
     return {"workflow": HOSTILE, "question": asked, "correct": False, "trajectory": played}
 
 
@@ -95,7 +95,7 @@ def test_any_picture_and_a_bare_trajectory_are_enough() -> None:
     assert "No turns." in html and "no answer" in html and "No picture was searched." in html
     turn = {"text": "<reason>r</reason><img_search><img></img_search>", "action": "img_search", "box": None}
     html = trajectory_html({"trajectory": {"turns": [turn]}, "question": {"text": "What?"}}, picture)
-    assert "searched: the whole picture" in html and "✗" not in html and "✓" not in html
+    assert "searched whole" in html and "✗" not in html and "✓" not in html
 
 
 def test_hostile_text_stays_text(world: World) -> None:

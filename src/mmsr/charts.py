@@ -249,7 +249,7 @@ def bars(ax: Axes, rows: Sequence[Bar], *, percent: bool, dots: bool = False, la
         strong = {"weight": "bold", "color": ACCENT} if row.colour == ACCENT else {"color": INK}
         beside = {"textcoords": "offset points", "va": "center_baseline", "size": SMALL, "zorder": 5}
         ax.annotate(text, (end, y), (8 if dots and end == value else 5, 0), **beside, **strong)
-    ax.set(xlim=(0, limit * 1.2), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
+    ax.set(xlim=(0, limit * (1.32 if dots else 1.2)), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
     ax.set_yticklabels([row.label for row in rows] if labels else [], color=INK, size=TEXT)
     for tick, row in zip(ax.get_yticklabels(), rows):
         if row.colour == ACCENT:

@@ -75,14 +75,14 @@ def _facts(row: Mapping) -> str:
     question, trajectory = row.get("question") or {}, row["trajectory"]
     turns = trajectory.get("turns") or []
     searches = sum(t.get("action") in ("text_search", "img_search") and not t.get("error") for t in turns)
-    rewards = trajectory.get("reward") or {}
+    reward = (trajectory.get("reward") or {}).get("total")
     facts = [
         WORKFLOWS.get(row.get("workflow", ""), row.get("workflow", "")),
         TYPES.get(question.get("type", ""), question.get("type", "")),
         question.get("taxonomy", ""),
         _count(searches, "search", "searches"),
         _count(len(turns), "turn", "turns"),
-        *(f"{name} {value}" for name, value in rewards.items()),
+        f"reward {reward:.2f}" if reward is not None else "",
     ]
     spans = (f"<span>{escape(str(fact))}</span>" for fact in dict.fromkeys(facts) if fact)
     return f'<p class="facts">{"".join(spans)}</p>'
@@ -111,7 +111,7 @@ def _pictures(row: Mapping, picture: Image.Image) -> str:
     if box is None:
         return f'{scene}<p class="none">No picture was searched.</p>'
     whole = box == (0, 0, picture.width, picture.height)
-    words = "searched: the whole picture" if whole else "searched: the crop, enlarged"
+    words = "searched whole" if whole else "the searched crop"
     crop = "" if whole else f'<div class="crop" role="img" aria-label="the crop" style="{_zoom(box, picture)}"></div>'
     legend = '<span class="dashed">dashed: gold box</span>' if gold and not whole else ""
     return f"{scene}<figure>{crop}<figcaption>{words}{legend}</figcaption></figure>"
@@ -142,7 +142,7 @@ def _turn(number: int, turn: Mapping, question: Mapping) -> str:
             parts.append(_hits(turn, question))
         parts.append(f'<div class="block {block.kind}"><span class="tag">{TAGS[block.kind]}</span><p>{text}</p></div>')
     seconds = float(turn.get("seconds") or 0)
-    took = f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms" if seconds else ""
+    took = f"{seconds:.1f} s" if seconds >= 1 else f"{1000 * seconds:.0f} ms" if seconds >= 0.001 else ""
     return f'<li><span class="turn">turn {number}<small>{took}</small></span>{"".join(parts)}</li>'
 
 
