@@ -33,7 +33,7 @@ $(STAMP): requirements.lock
 		echo "mmsr needs Python 3.11 or newer as $(PYTHON): install one, or name one: make setup PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --requirement requirements.lock
-	$(VENV)/bin/python -m pip install --no-deps --editable .
+	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
 clean:
