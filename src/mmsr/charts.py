@@ -240,7 +240,7 @@ def bars(ax: Axes, rows: Sequence[Bar], *, percent: bool, dots: bool = False, la
         value = row.interval.value * scale
         if dots:
             face = PAPER if row.hollow else row.colour
-            ax.plot([value], [y], "o", ms=6, mfc=face, mec=row.colour, mew=1.4, zorder=4)
+            ax.plot([value], [y], "o", ms=6, mfc=face, mec=row.colour, mew=1.4, zorder=4, clip_on=False)
         else:
             style = {"facecolor": PAPER, "edgecolor": row.colour} if row.hollow else {"color": row.colour}
             ax.barh(y, value, height=0.62, linewidth=1.2, zorder=2, **style)
