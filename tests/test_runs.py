@@ -362,6 +362,14 @@ def test_a_folder_that_is_no_run_is_left_alone(root: Path) -> None:
     assert (folder / "thesis.txt").read_text() == "mine"
 
 
+def test_a_run_made_by_hand_is_replaced_only_when_asked(root: Path) -> None:
+    folder = root / "papermill_runs" / "r"
+    record_metrics(folder, {"x": 1})
+    with pytest.raises(RunError, match="did not begin: choose another --name, or --fresh to delete them"):
+        go(root, "01")
+    assert "x" not in read_metrics(go(root, "01", fresh=True))
+
+
 def test_two_runs_in_one_folder_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "PATIENCE", 0.1)
     with runner._alone(root / "papermill_runs" / "r"), pytest.raises(RunError, match="Another run is going on"):

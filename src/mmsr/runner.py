@@ -27,7 +27,7 @@ from typing import Any
 from mmsr.manifest import MANIFEST, code_sha256, now, write_manifest
 from mmsr.notebooks import Cost, Launch, Notebook, NotebookError, NotebookFailed, execute, read_notebook, tidy
 from mmsr.presets import get_preset
-from mmsr.runs import record_metrics, write_json
+from mmsr.runs import METRICS, record_metrics, write_json
 
 STATE = "state.json"
 RUNS = "papermill_runs"
@@ -200,7 +200,8 @@ def _begin(
     state = State.load(folder)
     if state is None:
         if folder.exists() and any(folder.iterdir()):
-            raise RunError(f"{folder} holds files but no {STATE}: choose another --name, or --fresh to delete them.")
+            remedy = "choose another --name" + (", or --fresh to delete them" if _is_run(folder) else "")
+            raise RunError(f"{folder} holds files that this runner did not begin: {remedy}.")
         folder.mkdir(parents=True, exist_ok=True)
         state = State(preset, seed, now(), {})
     if differences := list(_differences(state, preset, seed, chosen, values)):
@@ -238,9 +239,14 @@ def _differences(
                 yield f"{key} {record.parameters[key]!r}, not {value!r}, in {notebook.name}"
 
 
+def _is_run(folder: Path) -> bool:
+    """Whether notebooks have written here, run by this runner or by hand."""
+    return any((folder / name).exists() for name in (STATE, MANIFEST, METRICS))
+
+
 def _clear(folder: Path) -> None:
     """Delete a run. RunError where the folder is none."""
-    if folder.exists() and any(folder.iterdir()) and not any((folder / n).exists() for n in (STATE, MANIFEST)):
+    if folder.exists() and any(folder.iterdir()) and not _is_run(folder):
         raise RunError(f"{folder} is not the folder of a run, and is not deleted: choose another --name.")
     if folder.exists():
         shutil.rmtree(folder)
