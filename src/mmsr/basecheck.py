@@ -45,14 +45,20 @@ def iou(a: Box | None, b: Box) -> float:
     return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
 
 
-def locating(policy: Policy, questions: list[Question], world: World) -> dict[str, float]:
-    """Mean IoU, and the share at or above 0.5, of the flag each question means."""
-    located = [q for q in questions if q.box]
-    pairs = [(q.scene(world).picture, q.expression) for q in located]
-    grounder = BaseGrounder(policy)
-    grounder.prefetch(pairs)
-    values = [iou(grounder.locate(*pair), q.box) for pair, q in zip(pairs, located)]
-    return {"mean_iou": sum(values) / len(values), "iou_50": sum(v >= 0.5 for v in values) / len(values)}
+def locating(policy: Policy, world: World, n: int) -> dict[str, float]:
+    """Mean IoU, and the share at or above 0.5, on flags of test countries, by the way the flag is pointed at."""
+    rng, grounder = random.Random(1), BaseGrounder(policy)
+    isos = [country.iso for country in world.by_split("test")]
+    scenes = [draw_scene(world, rng.sample(isos, rng.randint(2, 4)), 910_000 + i) for i in range(n)]
+    skills = {}
+    for kind in ("position", "relative", "size", "frame"):
+        asked = [(s, i, w[0]) for s in scenes for i in range(len(s.flags)) if (w := s.references(i, [kind]))][:n]
+        pairs = [(scene.picture, f"the flag {words}") for scene, _, words in asked]
+        grounder.prefetch(pairs)
+        values = [iou(grounder.locate(*pair), scene.flags[i].box) for pair, (scene, i, _) in zip(pairs, asked)]
+        skills[f"{kind}/mean_iou"] = sum(values) / len(values)
+        skills[f"{kind}/iou_50"] = sum(v >= 0.5 for v in values) / len(values)
+    return skills
 
 
 def naming(policy: Policy, world: World, keep: Callable, n: int) -> dict[str, float]:
@@ -124,7 +130,7 @@ def check(policy: Policy, n: int = 300) -> dict[str, float]:
     world = load_world()
     test = [q for q in make_questions(world, "test", 2 * n, seed=77) if q.half == "unseen_entity"]
     train = make_questions(world, "train", n, seed=77)
-    skills = {f"locate/test/{k}": v for k, v in locating(policy, test, world).items()}
+    skills = {f"locate/test/{k}": v for k, v in locating(policy, world, n).items()}
     skills |= {f"name/known/{k}": v for k, v in naming(policy, world, lambda c: c.known, n).items()}
     skills |= {f"name/test/{k}": v for k, v in naming(policy, world, lambda c: c.split == "test", n).items()}
     skills["read/test"] = reading(policy, world, "test", False, n)

@@ -2,8 +2,8 @@
 
     LocalImageSearch(world).search(crop, k=5)[0].title == "Flag of Kenya"
 
-A tight crop finds its country, a whole scene finds nothing: cropping decides, as in the paper. Territories' flags are in
-the index too, as pictures that are like an answer and are none.
+A tight crop finds its country, a whole scene finds nothing: cropping decides, as in the paper. Territories' flags
+are in the index too, as pictures that are like an answer and are none.
 """
 
 from __future__ import annotations

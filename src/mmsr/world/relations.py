@@ -1,7 +1,7 @@
 """What can be asked about a country: where the answer stands, and how people word it.
 
 A relation reads its gold answer out of a page with one pattern, so every gold answer is literally in the corpus. `noun`
-is the page's own word; `hard` says the same without it, so that a query made of it fails and must be refined.
+is the page's own word; `hard` says the same without it, so that a query made of it fails and must be refined. Held-out relations have no hard wording.
 """
 
 from __future__ import annotations
@@ -60,24 +60,12 @@ RELATIONS: dict[str, Relation] = {
         Relation("internet", "internet-users", "share of internet users", "part that is online", _PERCENT),
         Relation("military", "military-expenditures", "military expenditure", "cost of its army", _PERCENT),
         Relation("particulates", "particulate-matter", "particulate matter emission", "dust in its air", r"^([\d.]+)"),
-        Relation(
-            "prefix", "aircraft-prefix", "aircraft registration prefix", "code on its planes", r"^([A-Z\d]+)", True
-        ),
-        Relation("urban", "urbanization", "urban population", "part that lives in cities", _PERCENT, True),
-        Relation(
-            "railways", "railways", "length of railways", "extent of its train tracks", r"total: ([\d,.]+ km)", True
-        ),
-        Relation("commodity", "export-commodities", "main export commodity", "best sold good", _FIRST, True),
-        Relation("jobless", "unemployment-rate", "unemployment rate", "part that is out of work", _PERCENT, True),
-        Relation(
-            "ships",
-            "merchant-marine",
-            "size of the merchant marine",
-            "count of trading vessels",
-            r"total: ([\d,]+)",
-            True,
-        ),
-        Relation("life", "life-expectancy", "life expectancy", "number of years one lives", r": ([\d.]+ years)", True),
+        Relation("lowest_point", "elevation", "lowest point", "", r"lowest point: (.+?) -?[\d,.]+ m\b", True),
+        Relation("mean_elevation", "elevation", "mean elevation", "", r"mean elevation: ([\d,]+ m)", True),
+        Relation("legislature", "legislative-branch", "legislature name", "", r"legislature name: ([^;(,]+)", True),
+        Relation("climate", "climate", "climate", "", r"^([^,;:(%\d]+)", True),
+        Relation("law", "legal-system", "legal system", "", r"^([^;(,]+)", True),
+        Relation("holiday", "national-holiday", "national holiday", "", r"^([^,;:(%\d]+)", True),
     )
 }
 
