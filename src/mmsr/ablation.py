@@ -6,7 +6,7 @@
 | oracle | the gold box |
 | whole | no box: the whole picture is searched |
 | random | a box of a flag's size anywhere |
-| coordinates | the trained policy itself names the box, and searches by `<img_crop>x1,y1,x2,y2</img_crop>` |
+| coordinates | the trained policy names the box itself, and searches by `<img_crop>x1,y1,x2,y2</img_crop>` |
 
 Only questions that need the picture search count. `recall_at_k` is over all of them: a policy that does not search has
 found nothing. The sweeps shake or pad the gold box.
@@ -26,7 +26,14 @@ from mmsr.rollout import as_coordinates
 from mmsr.setup import env_factory
 from mmsr.teacher import as_task
 from mmsr.tools.base import Grounder
-from mmsr.tools.ground import BaseGrounder, OracleGrounder, PerturbedGrounder, RandomGrounder, WholeGrounder, picture_key
+from mmsr.tools.ground import (
+    BaseGrounder,
+    OracleGrounder,
+    PerturbedGrounder,
+    RandomGrounder,
+    WholeGrounder,
+    picture_key,
+)
 from mmsr.world.data import World
 from mmsr.world.questions import Question
 

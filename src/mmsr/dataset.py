@@ -113,7 +113,7 @@ def build_examples(
 
 
 def balance(examples: Sequence[Example], size: int, seed: int) -> list[Example]:
-    """Half search-free and half search-required, each about uniform over taxonomy and type; fewer where there are fewer."""
+    """Half search-free, half search-required, each about uniform over taxonomy and type; fewer where there are fewer."""
     rng = random.Random(f"{seed}/balance")
     chosen = []
     for label in ("search_free", "search_required"):

@@ -54,7 +54,7 @@ def _answered(task_id: str, turns: list[TurnRecord], answer: str) -> Trajectory:
 
 
 def rag(policy: Policy, questions: Sequence[Question], world: World, preset: Preset, tools: Tools) -> list[Trajectory]:
-    """One search with the whole picture, one text search with the question and the best title, then the base answers."""
+    """One search with the whole picture, one text search with question and best title, then the base answers."""
     conversations, searched = [], []
     for question in questions:
         picture = question.scene(world).picture
@@ -157,7 +157,7 @@ def knows(questions: Sequence[Question], answers: Sequence[Trajectory]) -> list[
 
 
 def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
-    """Metrics of one workflow, named without it: accuracy (also by type, taxonomy and half), searches, evidence, turns."""
+    """Metrics of one workflow, named without it: accuracy (by type, taxonomy and half too), searches, evidence."""
     country = [row["question"]["entity"] for row in rows]
     halves = {half: [r for r in rows if r["question"]["half"] == half] for half in ("unseen_entity", "unseen_question")}
 

@@ -2,8 +2,8 @@
 
 TRL generates a turn, asks the tokenizer to parse it, calls the environment's one tool with the whole turn, appends what
 comes back and masks it from the loss. So that the protocol's own parser is the only one, the tokenizer's
-`parse_response` is ours: every turn but an answer is a call of `step`; an answer ends the rollout and the reward reads it
-through the same `step`.
+`parse_response` is ours: every turn but an answer is a call of `step`; an answer ends the rollout, and the reward reads
+it through the same `step`.
 
 Paper's settings: 8 rollouts a question, advantage = reward − group mean (no standard deviation), KL 0.001, clip 0.2.
 """
@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as Picture
 from datasets import Sequence as Many
+from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from mmsr.env import SearchEnv, Task, Trajectory, first_messages
@@ -168,6 +169,7 @@ def train_grpo(
         environment_factory=new_env,
         callbacks=[StepCSV(folder / "grpo.csv")],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     trained = Policy(trainer.model, policy.processor, policy.name)
     trained.model.save_pretrained(folder / "adapter")

@@ -6,8 +6,8 @@
     policy.generate([(picture, messages), …], max_new_tokens=64)
     with policy.base(): …                                           # the frozen base, LoRA switched off
 
-Boxes the model writes are in pixels of the picture after its processor's resizing (Qwen2.5-VL's own frame); `to_picture`
-scales them back.
+Boxes the model writes are in pixels of the picture after its processor's resizing (Qwen2.5-VL's own frame);
+`to_picture` scales them back.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@
 | tiny | tiny, the whole experiment | a laptop, minutes |
 | qwen3b, qwen7b | Qwen2.5-VL-3B/7B-Instruct | one GPU |
 
-Where the paper gives a number (§4.1, App. D), the Qwen presets keep it; where it contradicts itself the choice is said here.
-GRPO's batch: §4.1 says 512, App. D 256 with mini-batches of 64; on one GPU 64 rollouts a step are kept, and the number of
-steps stands in for its 20 or 30 epochs.
+Where the paper gives a number (§4.1, App. D), the Qwen presets keep it; where it contradicts itself the choice is said
+here. GRPO's batch: §4.1 says 512, App. D 256 with mini-batches of 64; on one GPU 64 rollouts a step are kept, and the
+number of steps stands in for its 20 or 30 epochs.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python -m mmsr.pretrain --out base --minutes 8.5 --seed 0
 
-It trains a byte-level BPE on the lessons, then a Qwen2.5-VL of under 8M parameters on sequences of lessons (lessons.py),
-with loss on every text token. Nothing in the kit imports this module; the result is shipped in `assets/tiny`, and
+It trains a byte-level BPE on the lessons, then a Qwen2.5-VL of under 8M parameters on sequences of lessons
+(lessons.py), with loss on every text token. Nothing in the kit imports this module; the result is shipped in `assets/tiny`, and
 `python -m mmsr.basecheck` measures what it can do. Sources: Qwen2.5-VL (arXiv 2502.13923) for the architecture.
 """
 

@@ -12,8 +12,8 @@
 | Answer | `<answer>…</answer>` |
 
 Data building, training, reward and evaluation all read turns with `parse_turn`, and read them only from what the policy
-generated. What comes from outside is passed through `sanitise` first, so that a page can neither close its own block nor
-speak for the policy.
+generated. What comes from outside is passed through `sanitise` first, so that a page can neither close its own block
+nor speak for the policy.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the policy is told: with the question, after an image search, after a text search, and to ground (paper App.).
+    """What the policy is told: with the question, after an image search, after a text search, to ground (paper App.).
 
     `first_turn` holds `{question}`, `locate` holds `{expression}`; `direct` and `rag` are the prompts of the workflows
     that use no protocol, `rag` with `{pages}` as well.

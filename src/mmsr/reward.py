@@ -18,8 +18,8 @@ Judge = Callable[[Task, str], bool]
 
 @dataclass(frozen=True)
 class RewardWeights:
-    """`search_price` is taken off per search that was carried out; `evidence_bonus` is given for the share of gold pages
-    among the results. The paper sets both to 0; MMSearch-R1 prices searching at 0.1."""
+    """`search_price` is taken off per search that was carried out; `evidence_bonus` is given for the share of gold
+    pages among the results. The paper sets both to 0; MMSearch-R1 prices searching at 0.1."""
 
     correct: float = 0.9
     format: float = 0.1

@@ -18,6 +18,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as Picture
 from datasets import Sequence as Many
 from PIL import Image
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from mmsr.dataset import Example
@@ -107,6 +108,7 @@ def train_sft(
         peft_config=lora_config(preset.lora_r, preset.lora_alpha),
         callbacks=[StepCSV(folder / "sft.csv")],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     trained = Policy(trainer.model, policy.processor, policy.name)
     trained.model.save_pretrained(folder / "adapter")

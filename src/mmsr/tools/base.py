@@ -23,7 +23,7 @@ class ToolError(RuntimeError):
 
 @dataclass(frozen=True)
 class Hit:
-    """One result of a search, best first: identifier, title, text, score (higher is better), address where it has one."""
+    """One result of a search: identifier, title, text, score (higher is better), address where it has one."""
 
     id: str
     title: str

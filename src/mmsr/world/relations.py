@@ -1,7 +1,8 @@
 """What can be asked about a country: where the answer stands, and how people word it.
 
 A relation reads its gold answer out of a page with one pattern, so every gold answer is literally in the corpus. `noun`
-is the page's own word; `hard` says the same without it, so that a query made of it fails and must be refined. Held-out relations have no hard wording.
+is the page's own word; `hard` says the same without it, so that a query made of it fails and must be refined.
+Held-out relations have no hard wording.
 """
 
 from __future__ import annotations
