@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import random
 import re
 from collections.abc import Iterable, Mapping
@@ -69,13 +68,7 @@ class BaseGrounder:
 def read_box(answer: str) -> tuple[int, int, int, int] | None:
     """The first four numbers of an answer: `4,64,37,87`, or Qwen's `[{"bbox_2d": [4, 64, 37, 87], …}]`."""
     match = re.search(r'"bbox_2d"\s*:\s*(\[[^\]]*\])', answer)
-    if match:
-        try:
-            values = json.loads(match.group(1))
-        except json.JSONDecodeError:
-            return None
-    else:
-        values = re.findall(r"-?\d+(?:\.\d+)?", answer)
+    values = re.findall(r"-?\d+(?:\.\d+)?", match.group(1) if match else answer)
     if len(values) < 4:
         return None
     x1, y1, x2, y2 = (round(float(v)) for v in values[:4])
