@@ -93,7 +93,7 @@ def build_examples(
     for (question, trajectory), answer in zip(right, own):
         if exact_match(answer, question.golds):
             messages = first_messages(as_task(question, world), prompts)
-            messages.append({"role": "assistant", "content": recall(question, answer, seed)})
+            messages.append({"role": "assistant", "content": recall(question, answer)})
             examples.append(Example(question, "search_free", messages))
         elif question.type != "visual":  # a search cannot show what the base cannot see
             messages = to_messages(question, trajectory, world, prompts)
@@ -113,7 +113,7 @@ def build_examples(
 
 
 def balance(examples: Sequence[Example], size: int, seed: int) -> list[Example]:
-    """Half search-free, half search-required, each about uniform over taxonomy and type; fewer where there are fewer."""
+    """Half search-free, half search-required, each about uniform over taxonomy and type; fewer if there are fewer."""
     rng = random.Random(f"{seed}/balance")
     chosen = []
     for label in ("search_free", "search_required"):

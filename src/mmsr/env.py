@@ -7,7 +7,8 @@
 
 At most one image search and ten tool calls; text searches are free within them. A turn that breaks the protocol is told
 so and the episode goes on, but it is counted, and the reward's format part sees it. The same class is TRL's
-environment: `step` is its one tool, taking the whole turn, so that this protocol's parser and no other reads what the policy wrote.
+environment: `step` is its one tool, taking the whole turn, so that this protocol's parser and no other reads what the
+policy wrote.
 """
 
 from __future__ import annotations

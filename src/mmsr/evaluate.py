@@ -96,10 +96,9 @@ def agent(
 
 
 def taught(
-    questions: Sequence[Question], world: World, new_env: Callable[[], SearchEnv], seed: int
-) -> list[Trajectory]:
+    questions: Sequence[Question], world: World, new_env: Callable[[], SearchEnv]) -> list[Trajectory]:
     """The scripted teacher on the same questions."""
-    teacher, env = Teacher(world, seed), new_env()
+    teacher, env = Teacher(world), new_env()
     return [teacher.play(question, env) for question in questions]
 
 

@@ -10,6 +10,7 @@
 | fact | `What is the capital of Kenya?` | `Nairobi`, or `unknown` |
 | read | pages, then a question (or the other way round) | the answer as it stands there, or `not found` |
 | look up, repeat, wrap | lists, key–value pairs, markup of invented words | what was asked for |
+| relay | a question; then a list; then pages | what is pointed at; what to look up; the answer |
 | same as | `same as: seat of power` | `capital` |
 
 Only train countries appear; only a third of them are "known". Most names and values that must be read are invented, for
@@ -295,6 +296,39 @@ def open_read_lesson(world: World, rng: random.Random) -> Lesson:
         if other.id != page.id:
             lines.append(f"{other.title}: {excerpt(other.text, '', rng)}".replace(country.name, name))
     return _pose(lines, noun, name, answer.replace(country.name, name), rng) if answer in lines[0] else copy_lesson(rng)
+
+
+def relay_lessons(world: World, scene: Scene, rng: random.Random) -> list[Lesson]:
+    """Three instructions that hang together: what is pointed at, what to look up for a listed name, what a page says.
+
+    Each response copies from the one before it and from the question at the start: what reasoning over several turns
+    needs, in plain words.
+    """
+    relation = _any_relation(rng)
+    country = rng.choice(world.by_split("train"))
+    page = world.page(country.iso, relation.slug)
+    answer = relation.read(page)
+    spots = [words for i in range(len(scene.flags)) for words in scene.references(i)]
+    if answer is None or not spots:
+        return [generic_read_lesson(rng)]
+    name, title, text = country.name, page.title, page.text
+    if rng.random() < 0.7:
+        name, title, text, answer = altered(page, country, answer, rng)
+    ref, noun = f"the flag {rng.choice(spots)}", _noun(relation, rng)
+    question = rng.choice(ABOUT_FLAG[:-1]).format(noun=noun, ref=ref)
+    others = [invented_name(rng) if rng.random() < 0.3 else rng.choice(world.by_split("train")).name for _ in range(4)]
+    listed = "\n".join(f"{i}. Flag of {other}" for i, other in enumerate([name, *others], 1))
+    pages = [f"{title}: {excerpt(text, answer, rng)}"]
+    for other in rng.sample(pages_of(world, country.iso), rng.randint(1, 3)):
+        if other.id != page.id:
+            pages.append(f"{other.title}: {excerpt(other.text, '', rng)}".replace(country.name, name))
+    rng.shuffle(pages)
+    numbered = "\n".join(f"{i}. {line}" for i, line in enumerate(pages, 1))
+    return [
+        (f"{question}\nwhich flag, and what about it?", f"{ref}. {noun}"),
+        (f"{listed}\nwhich one, and what to look up?", f"{name}. {noun}. {name} {noun}"),
+        (f"{numbered}\nwhat do the pages say?", answer),
+    ]
 
 
 def generic_read_lesson(rng: random.Random) -> Lesson:

@@ -1,10 +1,11 @@
 """How the tiny base was made: one command, one seed, minutes on a GPU (or on a CPU with patience).
 
-    python -m mmsr.pretrain --out base --minutes 8.5 --seed 0
+    python -m mmsr.pretrain --out base --seed 0
 
 It trains a byte-level BPE on the lessons, then a Qwen2.5-VL of under 8M parameters on sequences of lessons
-(lessons.py), with loss on every text token. Nothing in the kit imports this module; the result is shipped in `assets/tiny`, and
-`python -m mmsr.basecheck` measures what it can do. Sources: Qwen2.5-VL (arXiv 2502.13923) for the architecture.
+(lessons.py), with loss on every text token: phase 1 on all
+lessons but relays, phase 2 mostly on relays. Nothing in the kit imports this module; the result is shipped in
+`assets/tiny`, and `python -m mmsr.basecheck` measures what it can do. Architecture: Qwen2.5-VL (arXiv 2502.13923).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +28,13 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mmsr.lessons import PLAIN_WORDS, VIEW, Lesson, lesson_scene, mosaic, scene_lessons, text_lesson
+from mmsr.lessons import PLAIN_WORDS, VIEW, Lesson, lesson_scene, mosaic, relay_lessons, scene_lessons, text_lesson
 from mmsr.world.data import World, load_world
 
 VOCABULARY = 2560
 PATCH, MERGE = 8, 2
 GRID = VIEW // PATCH
 PICTURE_TOKENS = (GRID // MERGE) ** 2
-LENGTH = 576
 SCENE_REUSE = 4
 MOSAICS = 0.4  # of the pictures drawn; a scene serves four sequences, so about a seventh of the sequences
 QUIET_WEIGHT = 0.1  # of a token that is no answer, against 1 of an answer's
@@ -133,18 +134,32 @@ def picture_processor() -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, size=size)
 
 
-class Lessons(IterableDataset):
-    """Endless sequences: (token ids [LENGTH], picture [96, 96, 3] as bytes). Each worker draws its own."""
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: tokens a sequence, sequences a step, peak rate, share of relays, sequences to warm up."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, warm: int):
-        self.tokenizer, self.seed, self.warm = tokenizer, seed, warm
+    length: int
+    batch: int
+    peak: float
+    relays: float
+    warm: int
+
+
+PHASES = (Phase(576, 192, 1.5e-3, 0.0, 7680), Phase(400, 16, 6e-4, 0.7, 1))
+
+
+class Lessons(IterableDataset):
+    """Endless sequences: (token ids [length], picture [96, 96, 3] as bytes). Each worker draws its own."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, phase: Phase, seed: int):
+        self.tokenizer, self.phase, self.seed = tokenizer, phase, seed
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         world, worker = load_world(), get_worker_info()
         rng = random.Random(f"{self.seed}/{worker.id if worker else 0}")
         drawn = 0
         while True:
-            copying = 0.15 + 0.6 * max(0.0, 1 - drawn / self.warm)
+            copying = 0.15 + 0.6 * max(0.0, 1 - drawn / self.phase.warm)
             if rng.random() < MOSAICS:
                 tiles, lessons = mosaic(rng)
                 yield self._sequence(world, lessons, rng, copying), np.array(tiles)
@@ -153,16 +168,17 @@ class Lessons(IterableDataset):
             scene = lesson_scene(world, rng)
             view = np.array(scene.picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
             for _ in range(SCENE_REUSE):
-                yield self._sequence(world, scene_lessons(world, scene, rng), rng, copying), view
+                lessons = relay_lessons if rng.random() < self.phase.relays else scene_lessons
+                yield self._sequence(world, lessons(world, scene, rng), rng, copying), view
                 drawn += 1
 
     def _sequence(self, world: World, lessons: list[Lesson], rng: random.Random, copying: float) -> np.ndarray:
-        """One conversation about a picture, then about texts, cut at LENGTH tokens."""
+        """One conversation about a picture, then about texts, cut at the phase's length."""
         picture = "<|vision_start|>" + "<|image_pad|>" * PICTURE_TOKENS + "<|vision_end|>"
         ids: list[int] = []
         if rng.random() < 0.5:  # half of the time the text comes first: skills must not hang on the place
             lessons = [text_lesson(world, rng, copying) for _ in range(rng.randint(1, 4))] + lessons
-        while len(ids) < LENGTH:
+        while len(ids) < self.phase.length:
             if not lessons:
                 lessons = [text_lesson(world, rng, copying) for _ in range(6)]
             text = ""
@@ -172,7 +188,7 @@ class Lessons(IterableDataset):
                 picture = ""
             ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]
             lessons = []
-        return np.asarray(ids[:LENGTH], dtype=np.int64)
+        return np.asarray(ids[: self.phase.length], dtype=np.int64)
 
 
 def patches(views: torch.Tensor) -> torch.Tensor:
@@ -187,14 +203,14 @@ def patches(views: torch.Tensor) -> torch.Tensor:
     return x.reshape(b * GRID * GRID, -1)
 
 
-def positions(start: int, device: torch.device) -> torch.Tensor:
-    """Rotary positions [3, 1, LENGTH] of a sequence whose picture begins at token `start` (as `get_rope_index`)."""
+def positions(start: int, length: int, device: torch.device) -> torch.Tensor:
+    """Rotary positions [3, 1, length] of a sequence whose picture begins at token `start` (as `get_rope_index`)."""
     side = GRID // MERGE
     t, h, w = torch.zeros(3, PICTURE_TOKENS, dtype=torch.long)
     h, w = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
     before = torch.arange(start).expand(3, -1)
     picture = torch.stack([t, h, w]) + start
-    after = torch.arange(LENGTH - start - PICTURE_TOKENS).expand(3, -1) + start + side
+    after = torch.arange(length - start - PICTURE_TOKENS).expand(3, -1) + start + side
     return torch.cat([before, picture, after], 1).unsqueeze(1).to(device)
 
 
@@ -215,7 +231,7 @@ def batched_vision_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
 
 
 def answer_weights(ids: torch.Tensor, tokens: dict[str, int]) -> torch.Tensor:
-    """1 for the tokens of an answer and its end, QUIET_WEIGHT for the rest. ids [B, LENGTH].
+    """1 for the tokens of an answer and its end, QUIET_WEIGHT for the rest. ids [B, L].
 
     Copying does not start without loss on all text; boxes and colours drown if all text weighs the same.
     """
@@ -234,7 +250,7 @@ def answer_weights(ids: torch.Tensor, tokens: dict[str, int]) -> torch.Tensor:
 def step_loss(
     model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor, views: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Weighted mean cross-entropy over the text tokens. ids and weights [B, LENGTH], views [B, 96, 96, 3]."""
+    """Weighted mean cross-entropy over the text tokens. ids and weights [B, L], views [B, 96, 96, 3]."""
     core = model.model
     grid = torch.tensor([[len(views), GRID, GRID]], device=ids.device)  # as frames of one film: attended apart
     seen = core.visual(patches(views), grid_thw=grid)
@@ -243,7 +259,7 @@ def step_loss(
     embeds = core.language_model.embed_tokens(ids)
     embeds = embeds.masked_scatter(is_picture.unsqueeze(-1), seen.to(embeds.dtype))
     start = int(is_picture[0].float().argmax())
-    where = positions(start, ids.device).expand(3, len(ids), LENGTH)
+    where = positions(start, ids.shape[1], ids.device).expand(3, *ids.shape)
     hidden = core.language_model(inputs_embeds=embeds, position_ids=where, use_cache=False).last_hidden_state
     keep = ~is_picture[:, 1:]
     logits = model.lm_head(hidden[:, :-1][keep])
@@ -267,15 +283,18 @@ def parameter_groups(model: Qwen2_5_VLForConditionalGeneration) -> list[dict]:
     return groups
 
 
-def train(out: Path, minutes: float, seed: int, batch: int, workers: int, peak: float) -> None:
-    """Train for `minutes` of wall-clock time and save under `out`; progress goes to `out/log.jsonl`."""
+def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int, workers: int) -> None:
+    """Train one phase, from `start` or from nothing, for `minutes` of wall-clock time, and save under `out`."""
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(load_world(), seed)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(start) if start else train_tokenizer(load_world(), seed)
     tokens = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "assistant")}
-    model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer)).to(device).train()
+    model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer))
+    if start:
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    model = model.to(device).train()
     batched_vision_attention(model)
     if device.type == "cuda":
         torch._dynamo.config.suppress_errors = True  # a layer that does not compile runs as it is
@@ -283,9 +302,9 @@ def train(out: Path, minutes: float, seed: int, batch: int, workers: int, peak: 
             layer.compile()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
     groups = parameter_groups(model)
-    optimiser = torch.optim.AdamW(groups, lr=peak, betas=(0.9, 0.98), fused=device.type == "cuda")
-    data = Lessons(tokenizer, seed, warm=40 * batch)
-    loader = DataLoader(data, batch_size=batch, num_workers=workers, pin_memory=device.type == "cuda")
+    optimiser = torch.optim.AdamW(groups, lr=phase.peak, betas=(0.9, 0.98), fused=device.type == "cuda")
+    data = Lessons(tokenizer, phase, seed)
+    loader = DataLoader(data, batch_size=phase.batch, num_workers=workers, pin_memory=device.type == "cuda")
     began, step, window = time.time(), 0, []
     with (out / "log.jsonl").open("w") as log:
         for ids, views in loader:
@@ -293,7 +312,7 @@ def train(out: Path, minutes: float, seed: int, batch: int, workers: int, peak: 
             if progress >= 1:
                 break
             for group in optimiser.param_groups:
-                group["lr"] = group["share"] * learning_rate(progress, peak)
+                group["lr"] = group["share"] * learning_rate(progress, phase.peak)
             ids, views = ids.to(device, non_blocking=True), views.to(device, non_blocking=True)
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 loss = step_loss(model, ids, views, answer_weights(ids, tokens))
@@ -312,13 +331,14 @@ def train(out: Path, minutes: float, seed: int, batch: int, workers: int, peak: 
                 window = []
                 if not math.isfinite(mean):
                     raise RuntimeError(f"the loss is {mean} at step {step}: lower --peak")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    recipe = {"steps": step, "batch": batch, "minutes": minutes, "seed": seed, "peak": peak, "device": name}
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    recipe = json.loads((start / "recipe.json").read_text()) if start else []
+    recipe.append(asdict(phase) | {"steps": step, "minutes": minutes, "seed": seed, "device": device_name})
     save(model, tokenizer, out, recipe)
 
 
 def save(
-    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: dict
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: list[dict]
 ) -> None:
     """Write bf16 weights, tokenizer, processor and recipe, as `load_policy` reads them."""
     model.to(torch.bfloat16).save_pretrained(out)
@@ -330,10 +350,12 @@ def save(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("base"))
-    parser.add_argument("--minutes", type=float, default=8.5)
+    parser.add_argument("--minutes", type=float, nargs=2, default=(8.5, 8.5), help="of each phase")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--peak", type=float, default=1.5e-3)
+    parser.add_argument("--start", type=Path, help="the outcome of phase 1, to go on with phase 2")
     arguments = parser.parse_args()
-    train(**vars(arguments))
+    first = arguments.start or arguments.out / "phase1"
+    if not arguments.start:
+        train(first, None, PHASES[0], arguments.minutes[0], arguments.seed, arguments.workers)
+    train(arguments.out, first, PHASES[1], arguments.minutes[1], arguments.seed, arguments.workers)

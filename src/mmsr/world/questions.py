@@ -31,26 +31,26 @@ TYPES = ("visual", "fact", "one_hop", "two_hop", "hard")
 SHARES = {"visual": 0.2, "fact": 0.15, "one_hop": 0.3, "two_hop": 0.15, "hard": 0.2}
 
 # The last wording of each list is held out: it occurs only in test questions.
-# Ways to point at a flag that the tiny base can follow. By frame colour alone it finds flags at chance, by size in two of
-# three scenes (assets/tiny/README.md), so questions do not ask for that; `Scene.references` can.
+# Ways to point at a flag that the tiny base can follow. By frame colour alone it finds flags at chance, by size in two
+# of three scenes (assets/tiny/README.md), so questions do not ask for that; `Scene.references` can.
 POINTING = ("position", "relative")
 ABOUT_FLAG = (
     "What is the {noun} of the country of {ref}?",
     "Look at {ref}. What is the {noun} of its country?",
     "Tell me the {noun} of the country that flies {ref}.",
     "Which {noun} belongs to the country of {ref}?",
-    "I wonder about the country behind {ref}: what is its {noun}?",
+    "Name the {noun} of the country of {ref}.",
 )
 ABOUT_COUNTRY = (
     "What is the {noun} of {country}?",
     "Tell me the {noun} of {country}.",
     "Which {noun} belongs to {country}?",
-    "I wonder about {country}: what is its {noun}?",
+    "Name the {noun} of {country}.",
 )
 ABOUT_EDGE = (
     "What is the {noun} of {edge}?",
     "Tell me the {noun} of {edge}.",
-    "Think of {edge}: what is its {noun}?",
+    "Name the {noun} of {edge}.",
 )
 COUNT = ("How many flags are there?", "Count the flags in the picture.", "What is the number of flags here?")
 FRAME = (
