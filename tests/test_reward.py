@@ -1,0 +1,112 @@
+"""An oracle earns everything, every malformed turn costs, and the weights price what they say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from stub_tools import TASK, environment, turn
+
+from mmsr.env import SearchEnv, Trajectory, TurnRecord
+from mmsr.protocol import UNABLE, Answer, ImageSearch, TextSearch
+from mmsr.reward import RewardWeights, evidence, format_score, score
+from mmsr.teacher import as_task
+from mmsr.world.data import load_world
+from mmsr.world.questions import make_questions
+
+PAPER = RewardWeights()
+TEXT, CROP, GOLD = turn(TextSearch("b")), turn(ImageSearch("the flag")), turn(Answer("gold"))
+MALFORMED = [
+    "gold",
+    "<answer>gold</answer>",
+    "<reason></reason><answer>gold</answer>",
+    "<reason>a</reason><answer>gold",
+    "<reason>a</reason><answer>gold</answer> yes",
+    "<reason>a</reason><text_search>b</text_search><answer>gold</answer>",
+    "<reason>a</reason><img_search><img_crop>3,3,1,1</img_crop></img_search>",
+    "<reason>a</reason><lookup>b</lookup>",
+]
+
+
+def played(*turns: str) -> SearchEnv:
+    """The episode of these turns."""
+    env = environment()
+    for text in turns:
+        env.step(text)
+    return env
+
+
+def reward(*turns: str, weights: RewardWeights = PAPER) -> float:
+    """What these turns earn."""
+    return score(played(*turns).trajectory, TASK, weights)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_every_gold_answer_and_alias_earns_everything(split: str) -> None:
+    world = load_world()
+    for question in make_questions(world, split, 60, seed=4):
+        for answer in question.golds:
+            trajectory = played(turn(Answer(answer))).trajectory
+            assert score(trajectory, as_task(question, world), PAPER) == pytest.approx(1)
+        trajectory = played(turn(Answer("something else"))).trajectory
+        assert score(trajectory, as_task(question, world), PAPER) == pytest.approx(0.1)
+
+
+def test_searching_costs_nothing_in_the_paper() -> None:
+    assert reward(CROP, TEXT, TEXT, GOLD) == reward(GOLD) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("text", MALFORMED)
+def test_a_malformed_turn_earns_less(text: str) -> None:
+    assert reward(text, GOLD) == pytest.approx(0.95)
+    assert reward(text, text, GOLD) == pytest.approx(0.9 + 0.1 / 3)
+    assert reward(text, text, text, GOLD) == 0  # the third ended the episode, so the answer came too late
+    assert reward(text) == 0
+
+
+def test_no_answer_earns_a_part_of_format_at_most() -> None:
+    assert reward() == 0
+    assert reward(TEXT) == pytest.approx(0.05)
+    assert reward(CROP, TEXT, TEXT) == pytest.approx(0.075)
+    assert reward(turn(Answer(UNABLE))) == pytest.approx(0.1)
+
+
+def test_a_refused_search_costs_format() -> None:
+    assert reward(CROP, CROP, GOLD) == pytest.approx(0.9 + 0.1 * 2 / 3)
+
+
+def test_the_price_is_per_search_that_was_carried_out() -> None:
+    priced = replace(PAPER, search_price=0.1)
+    assert reward(GOLD, weights=priced) == pytest.approx(1)
+    assert reward(CROP, TEXT, TEXT, GOLD, weights=priced) == pytest.approx(0.7)
+    assert reward(CROP, CROP, GOLD, weights=priced) == pytest.approx(0.9 + 0.1 * 2 / 3 - 0.1)
+
+
+def test_the_bonus_is_for_gold_pages() -> None:
+    bonus = replace(PAPER, evidence_bonus=0.2)
+    assert reward(TEXT, GOLD, weights=bonus) == pytest.approx(1.2)  # the stub returns page p0
+    assert reward(GOLD, weights=bonus) == pytest.approx(1)
+    half = replace(TASK, gold_pages=("p0", "p9"))
+    assert score(played(TEXT, GOLD).trajectory, half, bonus) == pytest.approx(1.1)
+    none_needed = replace(TASK, gold_pages=())
+    assert evidence(played(GOLD).trajectory, none_needed) == 1
+    assert score(played(TEXT, GOLD).trajectory, none_needed, bonus) == pytest.approx(1)
+
+
+def test_another_judge_decides() -> None:
+    asked = []
+    trajectory = played(turn(Answer("other"))).trajectory
+    assert score(trajectory, TASK, PAPER, lambda task, answer: asked.append((task.id, answer)) or True) == 1
+    assert asked == [("t", "other")]
+    score(played(TEXT).trajectory, TASK, PAPER, lambda task, answer: pytest.fail("there is no answer to judge"))
+
+
+def test_the_parts_are_kept() -> None:
+    trajectory = played(CROP, "gold", TEXT, GOLD).trajectory
+    assert score(trajectory, TASK, PAPER) == pytest.approx(0.975)
+    assert trajectory.reward == {"total": 0.975, "correct": 1, "format": 0.75, "searches": 2, "evidence": 1}
+
+
+def test_an_answer_in_a_turn_that_did_not_count_is_none() -> None:
+    trajectory = Trajectory("t", [TurnRecord("x", "none", "gold", error="broken")], answer="gold", end="broken")
+    assert score(trajectory, TASK, PAPER) == 0 == format_score(Trajectory("t", trajectory.turns, end="broken"))
