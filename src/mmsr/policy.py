@@ -163,7 +163,7 @@ def load_processor(name: str, revision: str | None = None, max_pixels: int | Non
         tokenizer = AutoProcessor.from_pretrained(name, revision=revision).tokenizer
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision)
     if max_pixels:
-        image_processor.size = {**image_processor.size, "longest_edge": max_pixels}
+        image_processor.size["longest_edge"] = max_pixels
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.padding_side = "left"
     return PictureProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)

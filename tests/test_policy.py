@@ -1,0 +1,119 @@
+"""The policy generates the same alone and in a batch, switches LoRA off, and hands tensors to the trainers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from small_policy import tiny
+
+from mmsr.policy import TINY_DIR, Policy, add_lora, load_policy, load_processor
+from mmsr.world.data import load_world
+from mmsr.world.questions import make_questions
+
+WORLD = load_world()
+
+
+def asked(n: int) -> list[tuple[Image.Image | None, list[dict]]]:
+    """Conversations of different lengths, the last one without a picture."""
+    found = []
+    for i, q in enumerate(make_questions(WORLD, "train", n, seed=41)):
+        text = f"locate: {q.expression}" if i % 2 and q.expression else q.text
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        found.append((q.scene(WORLD).picture, [{"role": "user", "content": content}]))
+    return [*found, (None, [{"role": "user", "content": "What is the capital of Kenya?"}])]
+
+
+def test_the_tiny_base_is_small_whole_and_frozen() -> None:
+    model = tiny().model
+    assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
+    assert sum(p.numel() for p in model.parameters()) <= 8_000_000
+    assert not any(p.requires_grad for p in model.parameters()) and not model.training
+    assert sum(path.stat().st_size for path in TINY_DIR.iterdir()) < 16_000_000
+
+
+def test_one_by_one_is_as_all_at_once() -> None:
+    conversations = asked(9)
+    together = tiny().generate(conversations, 24)
+    assert tiny().generate(conversations, 24) == together
+    assert tiny().generate(conversations, 24, batch_size=3) == together
+    assert tiny().generate(conversations, 24, batch_size=1) == together
+    assert [tiny().generate([c], 24)[0] for c in conversations[::3]] == together[::3]
+    assert len({*together}) > 4 and all(text and "<|" not in text for text in together)
+
+
+def test_sampling_follows_the_seed() -> None:
+    def sampled(seed: int) -> list[str]:
+        torch.manual_seed(seed)
+        return tiny().generate(asked(4), 16, temperature=2.0)
+
+    assert sampled(1) == sampled(1) != sampled(2)
+
+
+def shaken(policy: Policy) -> Policy:
+    """The policy with LoRA weights that do something."""
+    policy = add_lora(policy, r=4, alpha=8)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in policy.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.3)
+    return policy
+
+
+def test_lora_is_on_the_language_model_starts_as_nothing_and_can_be_switched_off() -> None:
+    conversations = asked(4)
+    plain = tiny().generate(conversations, 16)
+    fresh = add_lora(load_policy("tiny"), r=4, alpha=8)
+    assert fresh.generate(conversations, 16) == plain
+    trainable = [name for name, weight in fresh.model.named_parameters() if weight.requires_grad]
+    layers = tiny().model.config.get_text_config().num_hidden_layers
+    assert len(trainable) == layers * 7 * 2 and all("language_model" in n and "lora_" in n for n in trainable)
+    policy = shaken(load_policy("tiny"))
+    changed = policy.generate(conversations, 16)
+    assert changed != plain
+    with policy.base():
+        assert policy.generate(conversations, 16) == plain
+    assert policy.generate(conversations, 16) == changed
+    with tiny().base():
+        assert tiny().generate(conversations, 16) == plain
+
+
+def test_an_adapter_is_saved_and_loaded(tmp_path: Path) -> None:
+    policy = shaken(load_policy("tiny"))
+    policy.model.save_pretrained(tmp_path)
+    loaded = load_policy("tiny", adapter=tmp_path)
+    assert loaded.generate(asked(4), 16) == policy.generate(asked(4), 16)
+    assert any(weight.requires_grad for weight in loaded.model.parameters())
+    with pytest.raises((OSError, ValueError), match="adapter_config"):
+        load_policy("tiny", adapter=tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("asked_for", [None, "np", "pt"])
+def test_the_processor_gives_tensors_whatever_is_asked(asked_for: str | None) -> None:
+    extra = {"return_tensors": asked_for} if asked_for else {}
+    picture = Image.new("RGB", (384, 384), "red")
+    text = "<|vision_start|><|image_pad|><|vision_end|>a flag"
+    batch = tiny().processor(text=[text], images=[[picture]], **extra)
+    assert isinstance(batch["pixel_values"], torch.Tensor) and isinstance(batch["image_grid_thw"], torch.Tensor)
+    merged = int(batch["image_grid_thw"].prod()) // tiny().processor.image_processor.merge_size ** 2
+    pad = tiny().tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert list(map(int, batch["input_ids"][0])).count(pad) == merged > 1
+
+
+def test_the_processor_does_without_pictures_and_keeps_to_a_size() -> None:
+    assert "pixel_values" not in tiny().processor(text=["a flag"])
+    picture = Image.new("RGB", (384, 384))
+    for side in (192, 96):  # the second time, to see that the first changed no default
+        larger = load_processor("tiny", max_pixels=side * side)
+        assert Policy(tiny().model, larger, "tiny").frame(picture) == (side, side)
+        grid = larger(text=["<|image_pad|>"], images=[[picture]])["image_grid_thw"][0].tolist()
+        assert grid == [1, side // larger.image_processor.patch_size, side // larger.image_processor.patch_size]
+    assert tiny().frame(picture) == (96, 96)
+
+
+def test_tokens_are_counted_without_special_ones() -> None:
+    assert tiny().count_tokens("") == 0
+    assert 1 <= tiny().count_tokens("Kenya") < tiny().count_tokens("Kenya, Peru and France")
