@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,16 @@ def test_the_processor_does_without_pictures_and_keeps_to_a_size() -> None:
         grid = larger(text=["<|image_pad|>"], images=[[picture]])["image_grid_thw"][0].tolist()
         assert grid == [1, side // larger.image_processor.patch_size, side // larger.image_processor.patch_size]
     assert tiny().frame(picture) == (96, 96)
+
+
+def test_a_folder_laid_out_as_qwens_loads_without_a_video_processor(tmp_path: Path) -> None:
+    shutil.copytree(TINY_DIR, tmp_path, dirs_exist_ok=True)
+    settings = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    settings["processor_class"] = "Qwen2_5_VLProcessor"
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    loaded, picture = load_processor(str(tmp_path)), Image.new("RGB", (384, 384), "red")
+    ours, theirs = (p(text=["<|image_pad|> a flag"], images=[[picture]]) for p in (tiny().processor, loaded))
+    assert ours["input_ids"] == theirs["input_ids"] and torch.equal(ours["pixel_values"], theirs["pixel_values"])
 
 
 def test_tokens_are_counted_without_special_ones() -> None:

@@ -22,7 +22,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from transformers import (
-    AutoProcessor,
+    AutoTokenizer,
     PreTrainedTokenizerFast,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
@@ -160,7 +160,7 @@ def load_processor(name: str, revision: str | None = None, max_pixels: int | Non
         tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_DIR)
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(TINY_DIR)
     else:
-        tokenizer = AutoProcessor.from_pretrained(name, revision=revision).tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision)
     if max_pixels:
         image_processor.size["longest_edge"] = max_pixels

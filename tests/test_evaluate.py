@@ -1,0 +1,200 @@
+"""Rows and metrics of the evaluation, worked out by hand, and the workflows that use no protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from small_policy import tiny
+
+from mmsr.ablation import oracle
+from mmsr.env import Trajectory, TurnRecord
+from mmsr.evaluate import (
+    agent,
+    compare,
+    direct,
+    judge_rows,
+    knows,
+    load_rows,
+    rag,
+    save_rows,
+    summarise,
+    taught,
+    useful,
+)
+from mmsr.presets import get_preset
+from mmsr.setup import env_factory, local_tools
+from mmsr.teacher import as_task
+from mmsr.world.data import load_world
+from mmsr.world.questions import Question, make_questions
+
+WORLD, PRESET = load_world(), get_preset("smoke")
+POOL = make_questions(WORLD, "test", 120, seed=51)
+
+
+def pick(half: str, kind: str, n: int = 0) -> Question:
+    """The n-th question of a half and a type."""
+    return [q for q in POOL if (q.half, q.type) == (half, kind)][n]
+
+
+FOUR = [
+    pick("unseen_entity", "one_hop"),
+    pick("unseen_entity", "visual"),
+    pick("unseen_question", "one_hop"),
+    pick("unseen_question", "fact"),
+]
+
+
+def search(kind: str, *ids: str, error: str = "") -> TurnRecord:
+    """A search that returned these."""
+    hits = [{"id": id_, "title": "", "score": 1.0, "url": ""} for id_ in ids]
+    return TurnRecord("", kind, "q", error=error, hits=hits)
+
+
+def answered(question: Question, *turns: TurnRecord, answer: str = "") -> Trajectory:
+    """An episode that ends in the given answer, or the gold one."""
+    text = answer or question.answer
+    return Trajectory(question.id, [*turns, TurnRecord("", "answer", text)], text, "answer")
+
+
+def by_hand() -> list[Trajectory]:
+    """Right with two useful searches; right with a needless one; wrong with a useless one; broken, no answer."""
+    a, b, c, d = FOUR
+    return [
+        answered(a, search("img_search", a.entity, "xx"), search("text_search", "x/y", a.gold_pages[0])),
+        answered(b, search("img_search", "xx", "yy", "zz", "vv", "ww", b.entity)),
+        answered(c, search("text_search", "x/y"), search("text_search", error="refused"), answer="zzz"),
+        Trajectory(d.id, [TurnRecord("", "none", error="broken")] * 3, end="broken"),
+    ]
+
+
+def rows(trajectories: list[Trajectory] | None = None) -> list[dict]:
+    """The four questions judged; the base knows the last, and the second is in the picture."""
+    return judge_rows("grpo", FOUR, trajectories or by_hand(), [False, True, False, True], WORLD)
+
+
+def test_rows() -> None:
+    found = rows()
+
+    def column(key: str) -> list:
+        return [row[key] for row in found]
+
+    assert column("correct") == [True, True, False, False]
+    assert column("answer") == [FOUR[0].answer, FOUR[1].answer, "zzz", ""]
+    assert column("searches") == [2, 1, 1, 0]
+    assert column("text_searches") == [1, 0, 1, 0] and column("image_searches") == [1, 1, 0, 0]
+    assert column("needless") == [False, True, False, False]
+    assert column("turns") == [3, 2, 3, 4] and column("valid_turns") == [3, 2, 2, 0]
+    assert column("evidence") == [1, 1, 0, 0]
+    assert column("recall_at_1") == [True, False, None, None] and column("recall_at_5") == [True, False, None, None]
+    assert column("useful_searches") == [2, 1, 0, 0]
+    assert [row["workflow"] for row in found] == ["grpo"] * 4
+    assert found[0]["question"] == FOUR[0].as_dict() and found[0]["trajectory"]["reward"]["total"] == 1
+
+
+def test_a_search_is_useful_where_it_returned_something_gold() -> None:
+    a = FOUR[0]
+    assert useful(answered(a, search("text_search", a.entity)), a) == 0  # a flag's identifier is no page
+    assert useful(answered(a, search("img_search", a.gold_pages[0])), a) == 0
+    assert useful(answered(a, *[search("text_search", a.gold_pages[0])] * 2), a) == 2
+
+
+def test_metrics() -> None:
+    found = summarise(rows(), seed=0)
+    values = {name: round(interval.value, 4) for name, interval in found.items() if "taxonomy" not in name}
+    assert values == {
+        "accuracy": 0.5,
+        "searches": 1.0,
+        "text_searches": 0.5,
+        "image_searches": 0.5,
+        "evidence_coverage": 0.5,
+        "needless_search_rate": 0.5,  # of the two that need none, one was searched
+        "search_precision": 0.75,
+        "valid_turn_rate": round(7 / 12, 4),
+        "accuracy/one_hop": 0.5,
+        "accuracy/visual": 1.0,
+        "accuracy/fact": 0.0,
+        "accuracy/unseen_entity": 1.0,
+        "accuracy/unseen_question": 0.0,
+        "accuracy/harmonic_mean": 0.0,
+    }
+    assert {name for name in found if "taxonomy" in name} == {f"accuracy/taxonomy/{q.taxonomy}" for q in FOUR}
+    assert found["accuracy"].n == 4 and found["accuracy"].low <= 0.5 <= found["accuracy"].high
+    assert summarise(rows(), seed=0) == found
+
+
+def test_halves_need_both() -> None:
+    assert "accuracy/harmonic_mean" not in summarise(rows()[:2], seed=0)
+    right = [answered(q) for q in FOUR]
+    assert summarise(rows(right), seed=0)["accuracy/harmonic_mean"].value == 1
+
+
+def test_paired_comparison() -> None:
+    sft = [answered(FOUR[0]), *[answered(q, answer="zzz") for q in FOUR[1:]]]
+    found = compare({"grpo": rows(), "sft": rows(sft)}, "grpo", "sft", seed=0)
+    values = {name.removeprefix("paired/grpo-sft/"): interval.value for name, interval in found.items()}
+    assert values == {"accuracy": 0.25, "needless": 0.25, "searches": 1.0, "mcnemar_p": 1.0}
+    back = compare({"grpo": rows(), "sft": rows(sft)}, "sft", "grpo", seed=0)
+    assert back["paired/sft-grpo/accuracy"].value == -0.25
+
+
+def test_what_needs_no_search() -> None:
+    assert knows(FOUR, [answered(q, answer="zzz") for q in FOUR]) == [False, True, False, False]
+    assert knows(FOUR, [answered(q) for q in FOUR]) == [True] * 4
+
+
+def test_rows_are_saved_and_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "eval" / "rows.jsonl"
+    with pytest.raises(FileNotFoundError, match="run notebook 04 first"):
+        load_rows(path)
+    save_rows(rows(), path)
+    loaded = load_rows(path)
+    assert summarise(loaded, seed=0) == summarise(rows(), seed=0) and [p.name for p in path.parent.iterdir()] == [
+        "rows.jsonl"
+    ]
+
+
+# --- workflows ------------------------------------------------------------------------------------------------------
+
+SIX = [q for q in POOL if q.type in ("visual", "fact", "one_hop")][:6]
+
+
+def test_direct_asks_once_and_searches_nothing() -> None:
+    trajectories = direct(tiny(), SIX, WORLD, PRESET)
+    assert [t.task_id for t in trajectories] == [q.id for q in SIX]
+    assert all(t.end == "answer" and t.answer and t.searches() == 0 and len(t.turns) == 1 for t in trajectories)
+    assert all(
+        row["valid_turns"] == row["turns"] == 1 for row in judge_rows("direct", SIX, trajectories, [True] * 6, WORLD)
+    )
+    assert [t.answer for t in direct(tiny(), SIX, WORLD, PRESET)] == [t.answer for t in trajectories]
+
+
+def test_rag_searches_the_whole_picture_once_and_the_pages_once() -> None:
+    tools = local_tools(PRESET, tiny(), WORLD)
+    for question, trajectory in zip(SIX, rag(tiny(), SIX, WORLD, PRESET, tools)):
+        image, text, answer = trajectory.turns
+        assert (image.action, text.action, answer.action) == ("img_search", "text_search", "answer")
+        matches = tools.image.search(question.scene(WORLD).picture, 5)
+        assert [h["id"] for h in image.hits] == [m.id for m in matches] and image.box is None
+        assert text.content == f"{question.text} {matches[0].title.removeprefix('Flag of ')}" and len(text.hits) == 5
+        assert trajectory.end == "answer" and trajectory.answer == answer.content != ""
+
+
+def test_the_agent_without_training_plays_to_an_end_and_the_teacher_is_right() -> None:
+    tasks = [as_task(q, WORLD) for q in SIX]
+    tools = local_tools(PRESET, tiny(), WORLD)
+    prompted = agent(tiny(), SIX, WORLD, PRESET, env_factory(PRESET, tools, tasks))
+    assert [t.task_id for t in prompted] == [q.id for q in SIX] and {t.end for t in prompted} <= {"answer", "broken"}
+    expert = taught(SIX, WORLD, env_factory(PRESET, tools, tasks, oracle(SIX, WORLD)))
+    scores = [summarise(judge_rows("", SIX, ts, [False] * 6, WORLD), 0) for ts in (prompted, expert)]
+    assert scores[1]["valid_turn_rate"].value == 1 > scores[0]["valid_turn_rate"].value
+    assert scores[1]["accuracy"].value >= 5 / 6
+
+
+def test_a_turn_can_be_rewritten_before_it_counts() -> None:
+    tasks = [as_task(q, WORLD) for q in SIX[:2]]
+    new_env = env_factory(PRESET, local_tools(PRESET, tiny(), WORLD), tasks)
+    played = agent(
+        tiny(), SIX[:2], WORLD, PRESET, new_env, lambda text, task: f"<reason>a</reason><answer>{task.id}</answer>"
+    )
+    assert [t.answer for t in played] == [q.id for q in SIX[:2]]
