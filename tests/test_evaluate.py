@@ -63,7 +63,7 @@ def by_hand() -> list[Trajectory]:
     return [
         answered(a, search("img_search", a.entity, "xx"), search("text_search", "x/y", a.gold_pages[0])),
         answered(b, search("img_search", "xx", "yy", "zz", "vv", "ww", b.entity)),
-        answered(c, search("text_search", "x/y"), search("text_search", error="refused"), answer="zzz"),
+        answered(c, search("text_search", "x/y"), search("img_search", error="refused"), answer="zzz"),
         Trajectory(d.id, [TurnRecord("", "none", error="broken")] * 3, end="broken"),
     ]
 
