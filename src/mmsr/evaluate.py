@@ -95,8 +95,7 @@ def agent(
     return play(policy, tasks, new_env, preset.prompts, sampling, **extra)
 
 
-def taught(
-    questions: Sequence[Question], world: World, new_env: Callable[[], SearchEnv]) -> list[Trajectory]:
+def taught(questions: Sequence[Question], world: World, new_env: Callable[[], SearchEnv]) -> list[Trajectory]:
     """The scripted teacher on the same questions."""
     teacher, env = Teacher(world), new_env()
     return [teacher.play(question, env) for question in questions]

@@ -172,7 +172,7 @@ def train_grpo(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     trained = Policy(trainer.model, policy.processor, policy.name)
-    trained.model.save_pretrained(folder / "adapter")
+    trained.model.save_pretrained(folder / "adapter", selected_adapters=["default"])
     return trained
 
 
