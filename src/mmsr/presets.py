@@ -85,18 +85,18 @@ _TINY = Preset(
     sft_epochs=3,
     sft_batch=8,
     sft_lr=1e-3,
-    grpo_steps=40,
-    grpo_questions=4,
+    grpo_steps=20,
+    grpo_questions=8,
     generations=8,
-    grpo_lr=5e-4,
-    grpo_warmup=3,
+    grpo_lr=2e-4,
+    grpo_warmup=2,
     temperature=1.0,
     micro_batch=32,
     completion_tokens=448,
     eval_questions=480,
     eval_batch=100,
     ablation_questions=200,
-    checkpoint_steps=10,
+    checkpoint_steps=5,
 )
 
 
