@@ -31,8 +31,8 @@ TYPES = ("visual", "fact", "one_hop", "two_hop", "hard")
 SHARES = {"visual": 0.2, "fact": 0.15, "one_hop": 0.3, "two_hop": 0.15, "hard": 0.2}
 
 # The last wording of each list is held out: it occurs only in test questions.
-# Ways to point at a flag that the tiny base can follow. By frame colour alone it finds flags at chance, by size in three
-# of five scenes (assets/tiny/README.md), so questions do not ask for that; `Scene.references` can.
+# Ways to point at a flag that the tiny base can follow. By frame colour alone it finds flags at chance, by size three
+# times in five (assets/tiny/README.md), so questions do not ask for that; `Scene.references` can.
 POINTING = ("position", "relative")
 ABOUT_FLAG = (
     "What is the {noun} of the country of {ref}?",
