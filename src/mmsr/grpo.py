@@ -29,6 +29,7 @@ from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.protocol import Answer, ProtocolError, parse_turn
 from mmsr.reward import Judge, RewardWeights, matches, score
+from mmsr.sft import typed
 from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers
 
 MAX_TURNS = 10
@@ -63,12 +64,8 @@ def as_rows(tasks: Sequence[Task], preset: Preset) -> Dataset:
     part = {"type": Value("string"), "text": Value("string")}
     prompt = [{"role": Value("string"), "content": [part]}]
     features = Features({"prompt": prompt, "images": Many(Picture()), "task_id": Value("string")})
-    prompts = [first_messages(task, preset.prompts) for task in tasks]
-    typed = [
-        [{"role": m["role"], "content": [{"type": p["type"], "text": p.get("text")} for p in m["content"]]} for m in ms]
-        for ms in prompts
-    ]
-    rows = {"prompt": typed, "images": [[t.picture] for t in tasks], "task_id": [t.id for t in tasks]}
+    prompts = [typed(first_messages(task, preset.prompts)) for task in tasks]
+    rows = {"prompt": prompts, "images": [[t.picture] for t in tasks], "task_id": [t.id for t in tasks]}
     return Dataset.from_dict(rows, features=features)
 
 
