@@ -62,7 +62,7 @@ def flag(world: World, iso: str = "ke") -> Image.Image:
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_text_engines_find_what_the_local_one_finds(name: str, address: str, local: tuple, world: World) -> None:
-    hits = WorldHits(text_search(name, Outside(), address)).search(QUERY, 5)
+    hits = WorldHits(text_search(name, Outside(), address), world.pages).search(QUERY, 5)
     expected = local[0].search(QUERY, 5)
     assert [hit.id for hit in hits] == [hit.id for hit in expected]
     assert [(hit.title, hit.text) for hit in hits] == [(hit.title, hit.text) for hit in expected]
@@ -75,7 +75,8 @@ def test_text_engines_find_nothing(name: str, address: str) -> None:
 
 
 def test_lens_finds_the_flag(address: str, world: World, local: tuple) -> None:
-    hits = WorldHits(image_search("serpapi_lens", Outside(), address)).search(flag(world), 5)
+    names = {flag.iso for flag in world.flags}
+    hits = WorldHits(image_search("serpapi_lens", Outside(), address), names).search(flag(world), 5)
     assert hits[0].id == "ke" and hits[0].title == "Flag of Kenya" and len(hits) == 5
     assert hits[0].id == local[1].search(flag(world), 1)[0].id
 

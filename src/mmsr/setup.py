@@ -8,26 +8,59 @@ from dataclasses import replace
 from mmsr.env import Limits, SearchEnv, Task, Tools
 from mmsr.policy import Policy
 from mmsr.presets import Preset
-from mmsr.tools.base import Grounder
+from mmsr.sources import LOCAL, Connection, Sources, connect
+from mmsr.tools.base import Grounder, ImageSearch, TextSearch
 from mmsr.tools.ground import BaseGrounder
 from mmsr.tools.image import LocalImageSearch
-from mmsr.tools.summary import ExtractiveSummariser
+from mmsr.tools.summary import ExtractiveSummariser, Shortened
 from mmsr.tools.text import LocalTextSearch
+from mmsr.tools.web_text import WorldHits
 from mmsr.world.data import World
 
 
 def local_tools(preset: Preset, policy: Policy, world: World) -> Tools:
     """The offline engines, the frozen base as grounder, extractive summaries in the preset's budget."""
-    summary = ExtractiveSummariser(policy.count_tokens, preset.observation_tokens)
+    return open_tools(preset, policy, world, connect(Sources()))
+
+
+def open_tools(preset: Preset, policy: Policy, world: World, connection: Connection) -> Tools:
+    """The tools that the parameters of a notebook name (`sources.Sources`), local where they name none."""
+    if connection.summaries:
+        shortened = [Shortened(s, policy.count_tokens, preset.observation_tokens) for s in connection.summaries]
+        text_summary, image_summary = shortened
+    else:
+        text_summary = image_summary = ExtractiveSummariser(policy.count_tokens, preset.observation_tokens)
     return Tools(
-        text=LocalTextSearch(world),
-        image=LocalImageSearch(world),
-        grounder=BaseGrounder(policy, preset.prompts.locate),
-        text_summary=summary,
-        image_summary=summary,
+        text=_text(world, connection),
+        image=_image(world, connection),
+        grounder=_grounder(preset, policy, connection.sources.grounder),
+        text_summary=text_summary,
+        image_summary=image_summary,
         to_picture=policy.to_picture,
         special_tokens=tuple(policy.tokenizer.all_special_tokens),
     )
+
+
+def _text(world: World, connection: Connection) -> TextSearch:
+    if connection.sources.search == LOCAL:
+        return LocalTextSearch(world)
+    engine = connection.text_search()
+    return WorldHits(engine, world.pages) if connection.sources.search_url else engine
+
+
+def _image(world: World, connection: Connection) -> ImageSearch:
+    if connection.sources.picture_search == LOCAL:
+        return LocalImageSearch(world)
+    engine = connection.picture_search()
+    return WorldHits(engine, {flag.iso for flag in world.flags}) if connection.sources.picture_url else engine
+
+
+def _grounder(preset: Preset, policy: Policy, name: str) -> Grounder:
+    if name == "dino":
+        from mmsr.tools.dino import DinoGrounder  # loads a detector of its own
+
+        return DinoGrounder()
+    return BaseGrounder(policy, preset.prompts.locate)
 
 
 def env_factory(

@@ -6,9 +6,15 @@ record); every other `ToolError` is an observation that an episode can go on fro
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import json
+import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from mmsr.tools.base import ToolError
 
@@ -61,36 +67,66 @@ class Limits:
 
 
 class Budget:
-    """Calls and US dollars that one run may spend on outside calls; None means no limit. Safe between threads.
+    """Calls and US dollars that may be spent on outside calls; None means no limit. Safe between threads.
 
-    Each process counts for itself. Calls under way when the money runs out are finished and paid.
+    What is spent is kept in `file`, where one is given, call by call: then all processes with that file share the
+    budget, one after another or at once, and what a killed one spent still counts. Without it each counts for itself.
+    Calls under way when the money runs out are finished and paid.
     """
 
-    def __init__(self, calls: int | None = None, money: float | None = None) -> None:
-        self.calls, self.money = calls, money
+    def __init__(self, calls: int | None = None, money: float | None = None, file: Path | None = None) -> None:
+        self.calls, self.money, self.file = calls, money, file
         self._lock = threading.Lock()
         self._used: dict[str, dict[str, float]] = {}
 
     def admit(self, service: str) -> None:
         """Count one call. Raises BudgetSpent instead where nothing is left for it."""
-        with self._lock:
-            calls = sum(int(used["calls"]) for used in self._used.values())
-            money = sum(used["money"] for used in self._used.values())
+        with self._account() as used:
+            calls = sum(int(one["calls"]) for one in used.values())
+            money = sum(one["money"] for one in used.values())
             if self.calls is not None and calls >= self.calls:
                 raise BudgetSpent(f"The budget of {self.calls} outside calls is spent: raise it to go on.")
             if self.money is not None and money >= self.money:
                 raise BudgetSpent(f"The budget of ${self.money:.2f} is spent (${money:.4f}): raise it to go on.")
-            self._used.setdefault(service, {"calls": 0, "money": 0.0})["calls"] += 1
+            used.setdefault(service, {"calls": 0, "money": 0.0})["calls"] += 1
 
     def add(self, service: str, money: float) -> None:
         """Count what a call has cost."""
-        with self._lock:
-            self._used.setdefault(service, {"calls": 0, "money": 0.0})["money"] += money
+        with self._account() as used:
+            used.setdefault(service, {"calls": 0, "money": 0.0})["money"] += money
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Calls and dollars by service, for a run's manifest."""
+        with self._account() as used:
+            return {name: dict(one) for name, one in sorted(used.items())}
+
+    @contextlib.contextmanager
+    def _account(self) -> Iterator[dict[str, dict[str, float]]]:
+        """What is spent, to read and to change, by nobody else meanwhile. A change is kept unless the block fails."""
         with self._lock:
-            return {name: dict(used) for name, used in sorted(self._used.items())}
+            if self.file is None:
+                yield self._used
+                return
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(self.file.parent):
+                before = self.file.read_text() if self.file.exists() else "{}"
+                used = json.loads(before)
+                yield used
+                if (after := json.dumps(used, indent=1, sort_keys=True) + "\n") != before and used:
+                    part = self.file.with_name(self.file.name + ".part")
+                    part.write_text(after)
+                    part.replace(self.file)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The folder to oneself among the processes that ask for it; others wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 class TokenBucket:

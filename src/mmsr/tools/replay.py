@@ -26,6 +26,7 @@ import sqlite3
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -121,14 +122,17 @@ class Outside:
         elif self.mode == "replay":
             with opened(self.file):  # fails now rather than at the first question
                 pass
+        self.asked: Counter[str] = Counter()  # calls by back end, however they were answered: alike in every mode
+        self._counting = threading.Lock()
         self._failed: dict[str, Outcome] = {}
         self._stripes = [threading.Lock() for _ in range(STRIPES)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"mode": self.mode, "file": self.file, "calls": self.budget.calls, "money": self.budget.money}
+        budget = (self.budget.calls, self.budget.money, self.budget.file)
+        return {"mode": self.mode, "file": self.file, "budget": budget}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["mode"], state["file"], Budget(state["calls"], state["money"]))
+        self.__init__(state["mode"], state["file"], Budget(*state["budget"]))
 
     def answer(self, call: Call, ask: Callable[[], str]) -> str:
         """The text of the answer to `call`; `ask` goes outside and is run only where the mode wants it.
@@ -137,6 +141,8 @@ class Outside:
         """
         key = call.key
         log_keys([key])
+        with self._counting:
+            self.asked[call.backend] += 1
         if self.mode == "live":
             return ask()
         with self._stripes[int(key[:8], 16) % STRIPES]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -222,13 +222,18 @@ class Search(Protocol[Query]):
 
 @dataclass(frozen=True)
 class WorldHits(Generic[Query]):
-    """A web engine aimed at `mmsr serve`: its hits are named as the local tools name them ("ke/capital", "ke")."""
+    """A web engine aimed at `mmsr serve`: its hits are named as the local tools name them ("ke/capital", "ke").
+
+    `names` are the world's identifiers; a hit that is none of them, from another server, is left as it is.
+    """
 
     engine: Search[Query]
+    names: Container[str]
 
     def search(self, query: Query, k: int) -> list[Hit]:
         """What the engine finds, with the world's own identifiers in place of addresses."""
-        return [
-            replace(hit, id=unquote(urlsplit(hit.id).path).removeprefix("/page/"))
-            for hit in self.engine.search(query, k)
-        ]
+        return [self._named(hit) for hit in self.engine.search(query, k)]
+
+    def _named(self, hit: Hit) -> Hit:
+        name = unquote(urlsplit(hit.id).path).removeprefix("/page/")
+        return replace(hit, id=name) if name in self.names else hit
