@@ -30,7 +30,7 @@ from mmsr.presets import Preset
 from mmsr.protocol import Answer, ProtocolError, parse_turn
 from mmsr.reward import Judge, RewardWeights, matches, score
 from mmsr.sft import typed
-from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers
+from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers, save_adapter, split_batch
 
 MAX_TURNS = 10
 
@@ -71,12 +71,12 @@ def as_rows(tasks: Sequence[Task], preset: Preset) -> Dataset:
 
 def grpo_config(preset: Preset, folder: Path, seed: int, kl: float) -> GRPOConfig:
     """The paper's settings, sizes by preset."""
-    rollouts = preset.grpo_questions * preset.generations
+    rows, passes = split_batch(preset.grpo_questions * preset.generations, preset.micro_batch)
     return GRPOConfig(
         output_dir=str(folder / "checkpoints"),
         max_steps=preset.grpo_steps,
-        per_device_train_batch_size=preset.micro_batch,
-        gradient_accumulation_steps=max(1, rollouts // preset.micro_batch),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=passes,
         num_generations=preset.generations,
         learning_rate=preset.grpo_lr,
         lr_scheduler_type="constant_with_warmup",
@@ -169,7 +169,7 @@ def train_grpo(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     trained = Policy(trainer.model, policy.processor, policy.name)
-    trained.model.save_pretrained(folder / "adapter", selected_adapters=["default"])
+    save_adapter(trainer, folder / "adapter")
     return trained
 
 

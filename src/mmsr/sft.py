@@ -24,7 +24,7 @@ from trl import SFTConfig, SFTTrainer
 from mmsr.dataset import Example
 from mmsr.policy import Policy, lora_config
 from mmsr.presets import Preset
-from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers
+from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers, save_adapter, split_batch
 
 
 def as_rows(
@@ -60,12 +60,13 @@ def typed(messages: Sequence[dict]) -> list[dict]:
 
 def sft_config(preset: Preset, folder: Path, seed: int) -> SFTConfig:
     """The paper's settings: cosine, warm-up 0.1, bf16; rate, batch and epochs by preset."""
+    rows, passes = split_batch(preset.sft_batch, preset.micro_batch)
     return SFTConfig(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=1,  # the rows hold every epoch
         train_sampling_strategy="sequential",
-        per_device_train_batch_size=min(preset.sft_batch, preset.micro_batch),
-        gradient_accumulation_steps=max(1, preset.sft_batch // preset.micro_batch),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=passes,
         learning_rate=preset.sft_lr,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
@@ -111,5 +112,5 @@ def train_sft(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     trained = Policy(trainer.model, policy.processor, policy.name)
-    trained.model.save_pretrained(folder / "adapter")
+    save_adapter(trainer, folder / "adapter")
     return trained

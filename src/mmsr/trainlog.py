@@ -1,4 +1,4 @@
-"""One CSV row per training step, and the small things both trainers share."""
+"""One CSV row per training step, and the small things both trainers share, with one process or with many."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import datasets
-from transformers import TrainerCallback
+import torch
+from accelerate import PartialState
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
@@ -50,6 +52,35 @@ class StepCSV(TrainerCallback):
 def last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint to go on from, or None."""
     return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def processes() -> PartialState:
+    """The processes that train together, as accelerate launched them; the first call gives each its own device."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def split_batch(batch: int, micro_batch: int) -> tuple[int, int]:
+    """Rows per backward pass, at most `micro_batch`, and passes per optimiser step, of each process.
+
+    All processes together do exactly `batch` rows a step, so a result does not depend on their number. Raises
+    ValueError where the batch cannot be divided among them.
+    """
+    number = processes().num_processes
+    share, rest = divmod(batch, number)
+    if rest:
+        raise ValueError(f"a batch of {batch} cannot be divided among {number} processes: use a divisor of {batch}")
+    rows = max(size for size in range(1, min(share, micro_batch) + 1) if share % size == 0)
+    return rows, share // rows
+
+
+def save_adapter(trainer: Trainer, folder: Path) -> None:
+    """Write the LoRA weights in training, from the main process alone; weights that are sharded are gathered first."""
+    accelerator = trainer.accelerator
+    weights = accelerator.get_state_dict(trainer.model_wrapped)
+    if accelerator.is_main_process:
+        model = accelerator.unwrap_model(trainer.model)
+        model.save_pretrained(folder, state_dict=weights, selected_adapters=["default"])
+    accelerator.wait_for_everyone()
 
 
 def quiet_trainers() -> None:
