@@ -28,7 +28,7 @@ from local_web import (
 from PIL import Image
 
 from mmsr import prompts
-from mmsr.llm import Chat, ChatModel, Judge, Verdict, in_parallel, read_verdict, summarisers
+from mmsr.llm import Chat, ChatModel, Judge, Verdict, in_parallel, read_verdict, spent, summarisers
 from mmsr.protocol import UNABLE, parse_turn
 from mmsr.tools.base import Hit, ToolError
 from mmsr.tools.limits import (
@@ -173,6 +173,24 @@ def test_500_twice_then_success(web: LocalWeb) -> None:
     assert Chat(model(web), Outside(), "teacher").complete(ASK).text == "Hi"
 
 
+def test_a_piece_of_work_knows_what_it_has_used(web: LocalWeb) -> None:
+    web.play(answer("Hi"))
+    chat, judge = Chat(model(web), Outside(), "teacher"), Chat(model(web), Outside(), "judge")
+
+    def work(calls: int) -> dict:
+        with spent() as by_role:
+            for _ in range(calls):
+                chat.complete(ASK)
+            judge.complete(ASK)
+        return by_role
+
+    for calls, by_role in zip((1, 2, 3), in_parallel(work, (1, 2, 3), 3)):
+        assert (by_role["teacher"].calls, by_role["judge"].calls) == (calls, 1)
+        assert by_role["teacher"].prompt_tokens == 100 * calls
+        assert by_role["teacher"].cost == pytest.approx(0.0004 * calls)
+    assert chat.usage()["calls"] == 6
+
+
 def test_money_is_spent_once_and_ends(web: LocalWeb, tmp_path: Path) -> None:
     web.play(answer("Hi", tokens=(1000, 1000)))  # 0.012 dollars
     outside = Outside("record", tmp_path / "calls", Budget(money=0.02))
@@ -197,17 +215,18 @@ def test_in_parallel_keeps_order_and_errors() -> None:
     assert in_parallel(work, [], workers=3) == []
 
 
-def test_in_parallel_stops_at_a_fatal_error() -> None:
+@pytest.mark.parametrize("error", [BudgetSpent("spent."), KeyError("a bug"), KeyboardInterrupt()])
+def test_in_parallel_stops_at_what_no_other_item_can_mend(error: BaseException) -> None:
     begun: list[int] = []
 
     def work(number: int) -> int:
         begun.append(number)
         if number == 0:
-            raise BudgetSpent("spent.")
+            raise error
         time.sleep(0.05)
         return number
 
-    with pytest.raises(BudgetSpent):
+    with pytest.raises(type(error)):
         in_parallel(work, range(100), workers=2)
     assert len(begun) < 10
 

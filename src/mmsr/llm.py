@@ -12,14 +12,15 @@ time-outs and the budget are those of the web engines. Tokens and dollars are co
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -84,6 +85,27 @@ class Usage:
     completion_tokens: int = 0
     cost: float = 0.0
 
+    def add(self, completion: Completion) -> None:
+        """Count one answer."""
+        self.calls += 1
+        self.prompt_tokens += completion.prompt_tokens
+        self.completion_tokens += completion.completion_tokens
+        self.cost += completion.cost
+
+
+_SPENT: ContextVar[dict[str, Usage] | None] = ContextVar("spent", default=None)
+
+
+@contextlib.contextmanager
+def spent() -> Iterator[dict[str, Usage]]:
+    """What this thread's calls within the block use, by role: one episode's share of a long run's bill."""
+    by_role: dict[str, Usage] = {}
+    token = _SPENT.set(by_role)
+    try:
+        yield by_role
+    finally:
+        _SPENT.reset(token)
+
 
 class Chat:
     """One model in one role ("teacher", "judge", "summary"). Safe between threads."""
@@ -132,10 +154,10 @@ class Chat:
 
         completion = self._read(self.outside.answer(call, ask), call.key)
         with self._lock:
-            self._usage.calls += 1
-            self._usage.prompt_tokens += completion.prompt_tokens
-            self._usage.completion_tokens += completion.completion_tokens
-            self._usage.cost += completion.cost
+            self._usage.add(completion)
+        by_role = _SPENT.get()
+        if by_role is not None:
+            by_role.setdefault(self.role, Usage()).add(completion)
         return completion
 
     def usage(self) -> dict[str, float]:
@@ -183,7 +205,8 @@ def _message(message: Message, address: Callable[[Any], str]) -> dict[str, Any]:
 def in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R | ToolError]:
     """`work` on every item, in order; an item that failed gives its ToolError.
 
-    Raises FatalToolError at once: what has not begun is not begun, what runs is finished (and recorded).
+    Raises a FatalToolError at once, as it does an interruption from the keyboard or an error of `work` itself: what has
+    not begun is not begun, what runs is finished (and recorded).
     """
 
     def one(item: T) -> R | ToolError:
@@ -198,7 +221,7 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> lis
         jobs = [pool.submit(copy_context().run, one, item) for item in items]
         try:
             return [job.result() for job in jobs]
-        except FatalToolError:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
