@@ -19,6 +19,7 @@ from PIL import Image
 from mmsr.lessons import UNKNOWN
 from mmsr.metrics import exact_match
 from mmsr.policy import Policy, load_policy
+from mmsr.relays import LOOK_AT, LOOK_UP, SAY, Relays
 from mmsr.tools.base import Box
 from mmsr.tools.ground import BaseGrounder
 from mmsr.world.data import World, load_world
@@ -125,6 +126,28 @@ def visual(policy: Policy, world: World, questions: list[Question]) -> float:
     return sum(exact_match(a, q.golds) for a, q in zip(answers, seen)) / len(seen)
 
 
+def relaying(policy: Policy, world: World, split: str, n: int) -> dict[str, float]:
+    """Exact match on each step of `n` relays (relays.py), with the right answers to the steps before it in view."""
+    rng, relays = random.Random(4), Relays(world, policy.count_tokens, split)
+    steps: dict[str, list[tuple]] = {LOOK_AT: [], LOOK_UP: [], SAY: []}
+    isos = [country.iso for country in world.by_split(split)]
+    for i in range(n):
+        scene = draw_scene(world, rng.sample(isos, 3), 920_000 + i)
+        messages: list[dict] = []
+        for instruction, response in relays.draw(scene, rng):
+            content = [{"type": "image"}] * (not messages) + [{"type": "text", "text": instruction}]
+            messages.append({"role": "user", "content": content})
+            if (step := instruction.rsplit("\n", 1)[-1]) in steps:
+                steps[step].append((scene.picture, list(messages), response))
+            messages.append({"role": "assistant", "content": response})
+    found = {}
+    for step, asked in steps.items():
+        answers = policy.generate([(picture, messages) for picture, messages, _ in asked], max_new_tokens=32)
+        right = sum(exact_match(answer, [gold]) for answer, (*_, gold) in zip(answers, asked))
+        found[step.rstrip("?").replace(" ", "_")] = right / len(asked)
+    return found
+
+
 def check(policy: Policy, n: int = 300) -> dict[str, float]:
     """All skills, `n` tries each."""
     world = load_world()
@@ -135,6 +158,7 @@ def check(policy: Policy, n: int = 300) -> dict[str, float]:
     skills |= {f"name/test/{k}": v for k, v in naming(policy, world, lambda c: c.split == "test", n).items()}
     skills["read/test"] = reading(policy, world, "test", False, n)
     skills["read/test/held_out_relations"] = reading(policy, world, "test", True, n)
+    skills |= {f"relay/test/{step}": value for step, value in relaying(policy, world, "test", n).items()}
     skills["facts/known"] = facts(policy, world, True, n)
     skills["facts/other"] = facts(policy, world, False, n)
     skills["visual/train"] = visual(policy, world, train)

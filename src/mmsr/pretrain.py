@@ -28,7 +28,10 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mmsr.lessons import PLAIN_WORDS, VIEW, Lesson, lesson_scene, mosaic, relay_lessons, scene_lessons, text_lesson
+from mmsr.lessons import VIEW, lesson_scene, mosaic, scene_lessons, text_lesson
+from mmsr.policy import fast_bf16
+from mmsr.reading import PLAIN_WORDS, Lesson
+from mmsr.relays import Relays
 from mmsr.world.data import World, load_world
 
 VOCABULARY = 2560
@@ -38,6 +41,7 @@ PICTURE_TOKENS = (GRID // MERGE) ** 2
 SCENE_REUSE = 4
 MOSAICS = 0.4  # of the pictures drawn; a scene serves four sequences, so about a seventh of the sequences
 QUIET_WEIGHT = 0.1  # of a token that is no answer, against 1 of an answer's
+QUIET_SHARE = 0.125  # of those tokens are drawn to bear it for all: logits over the vocabulary are a fifth of a step
 SPECIALS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -145,7 +149,7 @@ class Phase:
     warm: int
 
 
-PHASES = (Phase(576, 192, 1.5e-3, 0.0, 7680), Phase(400, 16, 6e-4, 0.7, 1))
+PHASES = (Phase(576, 192, 1.5e-3, 0.0, 7680), Phase(448, 16, 7e-4, 0.75, 1))
 
 
 class Lessons(IterableDataset):
@@ -156,6 +160,7 @@ class Lessons(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         world, worker = load_world(), get_worker_info()
+        relays = Relays(world, lambda text: len(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
         rng = random.Random(f"{self.seed}/{worker.id if worker else 0}")
         drawn = 0
         while True:
@@ -168,16 +173,22 @@ class Lessons(IterableDataset):
             scene = lesson_scene(world, rng)
             view = np.array(scene.picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
             for _ in range(SCENE_REUSE):
-                lessons = relay_lessons if rng.random() < self.phase.relays else scene_lessons
-                yield self._sequence(world, lessons(world, scene, rng), rng, copying), view
+                if rng.random() < self.phase.relays and (lessons := relays.draw(scene, rng)):
+                    yield self._fill(world, lessons, rng, copying), view
+                else:
+                    yield self._sequence(world, scene_lessons(world, scene, rng), rng, copying), view
                 drawn += 1
 
     def _sequence(self, world: World, lessons: list[Lesson], rng: random.Random, copying: float) -> np.ndarray:
-        """One conversation about a picture, then about texts, cut at the phase's length."""
+        """One conversation about a picture and texts, in either order: skills must not hang on the place."""
+        if rng.random() < 0.5:
+            lessons = [text_lesson(world, rng, copying) for _ in range(rng.randint(1, 4))] + lessons
+        return self._fill(world, lessons, rng, copying)
+
+    def _fill(self, world: World, lessons: list[Lesson], rng: random.Random, copying: float) -> np.ndarray:
+        """These lessons, the picture before the first one, then lessons on text up to the phase's length."""
         picture = "<|vision_start|>" + "<|image_pad|>" * PICTURE_TOKENS + "<|vision_end|>"
         ids: list[int] = []
-        if rng.random() < 0.5:  # half of the time the text comes first: skills must not hang on the place
-            lessons = [text_lesson(world, rng, copying) for _ in range(rng.randint(1, 4))] + lessons
         while len(ids) < self.phase.length:
             if not lessons:
                 lessons = [text_lesson(world, rng, copying) for _ in range(6)]
@@ -231,7 +242,7 @@ def batched_vision_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
 
 
 def answer_weights(ids: torch.Tensor, tokens: dict[str, int]) -> torch.Tensor:
-    """1 for the tokens of an answer and its end, QUIET_WEIGHT for the rest. ids [B, L].
+    """1 for the tokens of an answer and its end, QUIET_WEIGHT on average for the rest, most of them 0. ids [B, L].
 
     Copying does not start without loss on all text; boxes and colours drown if all text weighs the same.
     """
@@ -244,7 +255,8 @@ def answer_weights(ids: torch.Tensor, tokens: dict[str, int]) -> torch.Tensor:
     index = torch.arange(ids.shape[1], device=ids.device)
     opened = torch.where(mark.bool(), index, -1).cummax(1).values
     closed = torch.where(before_end.bool(), index, -1).cummax(1).values
-    return torch.where((opened > closed) & ~mark.bool(), 1.0, QUIET_WEIGHT)
+    quiet = torch.where(torch.rand(ids.shape, device=ids.device) < QUIET_SHARE, QUIET_WEIGHT / QUIET_SHARE, 0.0)
+    return torch.where((opened > closed) & ~mark.bool(), 1.0, quiet)
 
 
 def step_loss(
@@ -261,7 +273,7 @@ def step_loss(
     start = int(is_picture[0].float().argmax())
     where = positions(start, ids.shape[1], ids.device).expand(3, *ids.shape)
     hidden = core.language_model(inputs_embeds=embeds, position_ids=where, use_cache=False).last_hidden_state
-    keep = ~is_picture[:, 1:]
+    keep = ~is_picture[:, 1:] & (weights[:, 1:] > 0)
     logits = model.lm_head(hidden[:, :-1][keep])
     weights = weights[:, 1:][keep]
     losses = F.cross_entropy(logits.float(), ids[:, 1:][keep], reduction="none")
@@ -305,6 +317,9 @@ def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int
     optimiser = torch.optim.AdamW(groups, lr=phase.peak, betas=(0.9, 0.98), fused=device.type == "cuda")
     data = Lessons(tokenizer, phase, seed)
     loader = DataLoader(data, batch_size=phase.batch, num_workers=workers, pin_memory=device.type == "cuda")
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    before = json.loads((start / "recipe.json").read_text()) if start else []
+    done = asdict(phase) | {"minutes": minutes, "seed": seed, "device": device_name}
     began, step, window = time.time(), 0, []
     with (out / "log.jsonl").open("w") as log:
         for ids, views in loader:
@@ -314,7 +329,7 @@ def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int
             for group in optimiser.param_groups:
                 group["lr"] = group["share"] * learning_rate(progress, phase.peak)
             ids, views = ids.to(device, non_blocking=True), views.to(device, non_blocking=True)
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_bf16(device)):
                 loss = step_loss(model, ids, views, answer_weights(ids, tokens))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -329,19 +344,18 @@ def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int
                 log.flush()
                 print(row, flush=True)
                 window = []
+                save(model, tokenizer, out / "partial", [*before, done | {"steps": step}])
                 if not math.isfinite(mean):
                     raise RuntimeError(f"the loss is {mean} at step {step}: lower --peak")
-    device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    recipe = json.loads((start / "recipe.json").read_text()) if start else []
-    recipe.append(asdict(phase) | {"steps": step, "minutes": minutes, "seed": seed, "device": device_name})
-    save(model, tokenizer, out, recipe)
+    save(model, tokenizer, out, [*before, done | {"steps": step}])
 
 
 def save(
     model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: list[dict]
 ) -> None:
     """Write bf16 weights, tokenizer, processor and recipe, as `load_policy` reads them."""
-    model.to(torch.bfloat16).save_pretrained(out)
+    weights = {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}
+    model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out)
     picture_processor().save_pretrained(out)
     (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")

@@ -139,16 +139,22 @@ def _what_is_wrong(text: str) -> str:
 
 
 def render_turn(turn: Turn) -> str:
-    """The text of a turn; `parse_turn(render_turn(turn)) == turn` for every turn whose fields are plain text."""
+    """The text of a turn; `parse_turn(render_turn(turn)) == turn` for every turn whose fields are plain text.
+
+    A space stands before a text that was copied from a page or a question, for there it had one: a byte-level BPE then
+    writes the same tokens, and the policy copies instead of spelling anew. `parse_turn` takes it off.
+    """
     action = turn.action
     if isinstance(action, TextSearch):
-        body = f"<text_search>{action.query}</text_search>"
+        body = f"<text_search> {action.query}</text_search>"
     elif isinstance(action, Answer):
-        body = f"<answer>{action.text}</answer>"
+        body = f"<answer> {action.text}</answer>"
     elif action.box:
         body = f"<img_search><img_crop>{','.join(map(str, action.box))}</img_crop></img_search>"
+    elif action.expression:
+        body = f"<img_search> {action.expression}</img_search>"
     else:
-        body = f"<img_search>{action.expression or '<img>'}</img_search>"
+        body = "<img_search><img></img_search>"
     return f"<reason>{turn.reason}</reason>\n{body}"
 
 

@@ -22,7 +22,7 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from mmsr.dataset import Example
-from mmsr.policy import Policy, lora_config
+from mmsr.policy import Policy, best_device, fast_bf16, lora_config
 from mmsr.presets import Preset
 from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers, save_adapter, split_batch
 
@@ -70,7 +70,7 @@ def sft_config(preset: Preset, folder: Path, seed: int) -> SFTConfig:
         learning_rate=preset.sft_lr,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
-        bf16=True,
+        bf16=fast_bf16(best_device()),
         assistant_only_loss=True,
         max_length=None,
         gradient_checkpointing=preset.policy != "tiny",
