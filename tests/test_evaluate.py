@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,10 @@ from mmsr.evaluate import (
     taught,
     useful,
 )
+from mmsr.exam import world_exam
 from mmsr.presets import get_preset
-from mmsr.setup import env_factory, local_tools
-from mmsr.teacher import as_task
+from mmsr.setup import local_tools
+from mmsr.tools.base import ToolError
 from mmsr.world.data import load_world
 from mmsr.world.questions import Question, make_questions
 
@@ -70,7 +72,7 @@ def by_hand() -> list[Trajectory]:
 
 def rows(trajectories: list[Trajectory] | None = None) -> list[dict]:
     """The four questions judged; the base knows the last, and the second is in the picture."""
-    return judge_rows("grpo", FOUR, trajectories or by_hand(), [False, True, False, True], WORLD)
+    return judge_rows("grpo", world_exam(FOUR, WORLD), trajectories or by_hand(), [False, True, False, True])
 
 
 def test_rows() -> None:
@@ -94,9 +96,10 @@ def test_rows() -> None:
 
 def test_a_search_is_useful_where_it_returned_something_gold() -> None:
     a = FOUR[0]
-    assert useful(answered(a, search("text_search", a.entity)), a) == 0  # a flag's identifier is no page
-    assert useful(answered(a, search("img_search", a.gold_pages[0])), a) == 0
-    assert useful(answered(a, *[search("text_search", a.gold_pages[0])] * 2), a) == 2
+    about = a.as_dict()
+    assert useful(answered(a, search("text_search", a.entity)), about) == 0  # a flag's identifier is no page
+    assert useful(answered(a, search("img_search", a.gold_pages[0])), about) == 0
+    assert useful(answered(a, *[search("text_search", a.gold_pages[0])] * 2), about) == 2
 
 
 def test_metrics() -> None:
@@ -139,8 +142,9 @@ def test_paired_comparison() -> None:
 
 
 def test_what_needs_no_search() -> None:
-    assert knows(FOUR, [answered(q, answer="zzz") for q in FOUR]) == [False, True, False, False]
-    assert knows(FOUR, [answered(q) for q in FOUR]) == [True] * 4
+    exam = world_exam(FOUR, WORLD)
+    assert knows(exam, [answered(q, answer="zzz") for q in FOUR]) == [False, True, False, False]
+    assert knows(exam, [answered(q) for q in FOUR]) == [True] * 4
 
 
 def test_rows_are_saved_and_loaded(tmp_path: Path) -> None:
@@ -157,21 +161,20 @@ def test_rows_are_saved_and_loaded(tmp_path: Path) -> None:
 # --- workflows ------------------------------------------------------------------------------------------------------
 
 SIX = [q for q in POOL if q.type in ("visual", "fact", "one_hop")][:6]
+EXAM = world_exam(SIX, WORLD)
 
 
 def test_direct_asks_once_and_searches_nothing() -> None:
-    trajectories = direct(tiny(), SIX, WORLD, PRESET)
+    trajectories = direct(tiny(), EXAM, PRESET)
     assert [t.task_id for t in trajectories] == [q.id for q in SIX]
     assert all(t.end == "answer" and t.answer and t.searches() == 0 and len(t.turns) == 1 for t in trajectories)
-    assert all(
-        row["valid_turns"] == row["turns"] == 1 for row in judge_rows("direct", SIX, trajectories, [True] * 6, WORLD)
-    )
-    assert [t.answer for t in direct(tiny(), SIX, WORLD, PRESET)] == [t.answer for t in trajectories]
+    assert all(row["valid_turns"] == row["turns"] == 1 for row in judge_rows("direct", EXAM, trajectories, [True] * 6))
+    assert [t.answer for t in direct(tiny(), EXAM, PRESET)] == [t.answer for t in trajectories]
 
 
 def test_rag_searches_the_whole_picture_once_and_the_pages_once() -> None:
     tools = local_tools(PRESET, tiny(), WORLD)
-    for question, trajectory in zip(SIX, rag(tiny(), SIX, WORLD, PRESET, tools)):
+    for question, trajectory in zip(SIX, rag(tiny(), EXAM, PRESET, tools)):
         image, text, answer = trajectory.turns
         assert (image.action, text.action, answer.action) == ("img_search", "text_search", "answer")
         matches = tools.image.search(question.scene(WORLD).picture, 5)
@@ -180,21 +183,38 @@ def test_rag_searches_the_whole_picture_once_and_the_pages_once() -> None:
         assert trajectory.end == "answer" and trajectory.answer == answer.content != ""
 
 
+def test_rag_answers_where_searches_fail_or_find_nothing() -> None:
+    class Empty:
+        def search(self, query: object, k: int) -> list:
+            return []
+
+    class Broken:
+        def search(self, query: object, k: int) -> list:
+            raise ToolError("the engine is down.")
+
+    tools = replace(local_tools(PRESET, tiny(), WORLD), image=Empty(), text=Broken())
+    for question, trajectory in zip(SIX, rag(tiny(), EXAM, PRESET, tools)):
+        image, text, answer = trajectory.turns
+        assert "Nothing was found." in image.observation and text.content == question.text
+        assert "the engine is down." in text.observation and answer.action == "answer"
+
+
 def test_the_agent_without_training_plays_to_an_end_and_the_teacher_is_right() -> None:
-    tasks = [as_task(q, WORLD) for q in SIX]
     tools = local_tools(PRESET, tiny(), WORLD)
-    prompted = agent(tiny(), SIX, WORLD, PRESET, env_factory(PRESET, tools, tasks))
+    prompted = agent(tiny(), EXAM, PRESET, tools)
     assert [t.task_id for t in prompted] == [q.id for q in SIX] and {t.end for t in prompted} <= {"answer", "broken"}
-    expert = taught(SIX, WORLD, env_factory(PRESET, tools, tasks, oracle(SIX, WORLD)))
-    scores = [summarise(judge_rows("", SIX, ts, [False] * 6, WORLD), 0) for ts in (prompted, expert)]
+    expert = taught(EXAM, WORLD, PRESET, tools, oracle(SIX, WORLD))
+    scores = [summarise(judge_rows("", EXAM, ts, [False] * 6), 0) for ts in (prompted, expert)]
     assert scores[1]["valid_turn_rate"].value == 1 > scores[0]["valid_turn_rate"].value
     assert scores[1]["accuracy"].value >= 5 / 6
 
 
 def test_a_turn_can_be_rewritten_before_it_counts() -> None:
-    tasks = [as_task(q, WORLD) for q in SIX[:2]]
-    new_env = env_factory(PRESET, local_tools(PRESET, tiny(), WORLD), tasks)
     played = agent(
-        tiny(), SIX[:2], WORLD, PRESET, new_env, lambda text, task: f"<reason>a</reason><answer>{task.id}</answer>"
+        tiny(),
+        world_exam(SIX[:2], WORLD),
+        PRESET,
+        local_tools(PRESET, tiny(), WORLD),
+        rewrite=lambda text, task: f"<reason>a</reason><answer>{task.id}</answer>",
     )
     assert [t.answer for t in played] == [q.id for q in SIX[:2]]

@@ -28,7 +28,7 @@ NEEDS = {
     "sft_curve": ("sft/sft.csv", "02_sft.ipynb"),
     "grpo_curves": ("grpo/grpo.csv", "03_grpo.ipynb"),
     "workflows": ("metrics.json", "04_evaluate.ipynb"),
-    "by_type": ("metrics.json", "04_evaluate.ipynb"),
+    "by_type": ("eval/rows.jsonl", "04_evaluate.ipynb"),
     "halves": ("metrics.json", "04_evaluate.ipynb"),
     "search_behaviour": ("eval/rows.jsonl", "04_evaluate.ipynb"),
     "crops": ("metrics.json", "05_crop_ablation.ipynb"),

@@ -2,7 +2,7 @@
 
 | crop | box from |
 |---|---|
-| base | the frozen base, as in training |
+| base | the grounder of the run, as in training: the frozen base unless another was chosen |
 | oracle | the gold box |
 | whole | no box: the whole picture is searched |
 | random | a box of a flag's size anywhere |
@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from mmsr.basecheck import iou
 from mmsr.env import Tools, Trajectory
 from mmsr.evaluate import agent, judge_rows
+from mmsr.exam import world_exam
 from mmsr.metrics import Interval, cluster_mean, paired_difference
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.rollout import as_coordinates
-from mmsr.setup import env_factory
-from mmsr.teacher import as_task
+from mmsr.sources import AnswerJudge
 from mmsr.tools.base import Grounder
 from mmsr.tools.ground import (
     BaseGrounder,
@@ -53,7 +53,13 @@ def oracle(questions: Sequence[Question], world: World) -> OracleGrounder:
 
 
 def crop_rows(
-    policy: Policy, questions: Sequence[Question], world: World, preset: Preset, tools: Tools, seed: int
+    policy: Policy,
+    questions: Sequence[Question],
+    world: World,
+    preset: Preset,
+    tools: Tools,
+    seed: int,
+    judge: AnswerJudge | None = None,
 ) -> list[dict]:
     """All five crops on the same questions, one row per crop and question."""
     grounders: dict[str, Grounder] = {
@@ -66,13 +72,19 @@ def crop_rows(
     rows = []
     for crop in CROPS:
         rewrite = as_coordinates(policy, grounders[crop]) if crop == "coordinates" else None
-        played = _play(policy, questions, world, preset, tools, grounders[crop], rewrite)
+        played = _play(policy, questions, world, preset, tools, grounders[crop], rewrite, judge)
         rows += [{"crop": crop, **row} for row in played]
     return rows
 
 
 def sweep_rows(
-    policy: Policy, questions: Sequence[Question], world: World, preset: Preset, tools: Tools, seed: int
+    policy: Policy,
+    questions: Sequence[Question],
+    world: World,
+    preset: Preset,
+    tools: Tools,
+    seed: int,
+    judge: AnswerJudge | None = None,
 ) -> list[dict]:
     """The gold box padded by PADDINGS and shaken by NOISES, one row per level and question."""
     exact = oracle(questions, world)
@@ -80,21 +92,22 @@ def sweep_rows(
     levels += [("noise", level, PerturbedGrounder(exact, 0.0, level, seed)) for level in NOISES]
     rows = []
     for sweep, level, grounder in levels:
-        played = _play(policy, questions, world, preset, tools, grounder, None)
+        played = _play(policy, questions, world, preset, tools, grounder, None, judge)
         rows += [{"sweep": sweep, "level": level, **row} for row in played]
     return rows
 
 
-def _play(policy, questions, world, preset, tools, grounder, rewrite) -> list[dict]:
-    tasks = [as_task(q, world) for q in questions]
-    trajectories = agent(policy, questions, world, preset, env_factory(preset, tools, tasks, grounder), rewrite)
-    judged = judge_rows("", questions, trajectories, [False] * len(questions), world)
+def _play(policy, questions, world, preset, tools, grounder, rewrite, judge) -> list[dict]:
+    exam = world_exam(questions, world)
+    trajectories = agent(policy, exam, preset, tools, grounder, rewrite)
+    judged = judge_rows("", exam, trajectories, [False] * len(questions), judge)
     return [
         {
             "id": q.id,
             "entity": q.entity,
             "flags": len(q.isos),
             "correct": row["correct"],
+            **({"verdict": row["verdict"], "exact": row["exact"]} if judge else {}),
             "recall_at_1": bool(row["recall_at_1"]),
             "recall_at_5": bool(row["recall_at_5"]),
             "iou": round(iou(searched_box(t), q.box), 4),
@@ -116,6 +129,8 @@ def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
         countries = [row["entity"] for row in chosen]
         for key, name in (("correct", "accuracy"), ("recall_at_1", "recall_at_1"), ("recall_at_5", "recall_at_5")):
             found[f"ablation/{crop}/{name}"] = cluster_mean([float(r[key]) for r in chosen], countries, seed)
+        if all("verdict" in row for row in chosen):
+            found[f"ablation/{crop}/exact_match"] = cluster_mean([float(r["exact"]) for r in chosen], countries, seed)
         found[f"ablation/{crop}/iou"] = cluster_mean([r["iou"] for r in chosen], countries, seed)
     base = [float(row["correct"]) for row in by_crop["base"]]
     for other in CROPS[1:]:

@@ -122,12 +122,23 @@ class SearchEnv:
 
     def __init__(self, tools: Tools, prompts: Prompts, limits: Limits, tasks: Mapping[str, Task]):
         self._tools, self._prompts, self._limits, self._tasks = tools, prompts, limits, tasks
-        self.trajectory = Trajectory("")
+        self._trajectory, self._fatal = Trajectory(""), None
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """The episode so far.
+
+        Raises the FatalToolError that `step` ended with: TRL tells the policy of an error there and goes on, but the
+        reward, which reads the trajectory, then ends the training.
+        """
+        if self._fatal:
+            raise self._fatal
+        return self._trajectory
 
     def reset(self, task_id: str, **_: object) -> None:
         """Begin the episode of one task; other columns of a dataset's row are let pass."""
         self._task = self._tasks[task_id]
-        self.trajectory = Trajectory(task_id)
+        self._trajectory, self._fatal = Trajectory(task_id), None
 
     def step(self, turn: str) -> str:
         """Play one turn of the policy and give back what it reads next.
@@ -196,19 +207,33 @@ class SearchEnv:
         return self._observe(record, self._tools.image, crop, self._tools.image_summary, self._prompts.after_image)
 
     def _observe(self, record: TurnRecord, engine, query, summariser: Summariser, follow_up: str) -> TurnRecord:
-        """Ask an engine and write down what the policy gets to read. A tool that fails is told, not hidden."""
-        with keys_used() as record.replay_keys:
-            try:
-                hits: list[Hit] = engine.search(query, self._limits.k)
-                summary = summariser.summarise(self._task.question, record.content, hits)
-            except FatalToolError:
-                raise  # a spent budget or a miss in replay ends the run; the policy cannot mend it
-            except ToolError as error:
-                hits, summary = [], f"The search failed: {error}"
-        record.hits = [{"id": h.id, "title": h.title, "score": h.score, "url": h.url} for h in hits]
-        prompt = follow_up.format(question=sanitise(self._task.question, self._tools.special_tokens))
+        """Ask an engine and write down what the policy gets to read."""
+        question = self._task.question
+        try:
+            summary = look_up(record, engine, query, summariser, question, self._limits.k)
+        except FatalToolError as error:
+            self._fatal = error  # a spent budget or a miss in replay ends the run; the policy cannot mend it
+            raise
+        prompt = follow_up.format(question=sanitise(question, self._tools.special_tokens))
         record.observation = render_observation(sanitise(summary, self._tools.special_tokens), prompt)
         return record
+
+
+def look_up(record: TurnRecord, engine, query, summariser: Summariser, question: str, k: int) -> str:
+    """The summary of what an engine finds; hits and keys of outside calls go into `record`.
+
+    A tool that fails is told of in the summary, not hidden. Raises FatalToolError.
+    """
+    with keys_used() as record.replay_keys:
+        try:
+            hits: list[Hit] = engine.search(query, k)
+            summary = summariser.summarise(question, record.content, hits)
+        except FatalToolError:
+            raise
+        except ToolError as error:
+            hits, summary = [], f"The search failed: {error}"
+    record.hits = [{"id": h.id, "title": h.title, "score": h.score, "url": h.url} for h in hits]
+    return summary
 
 
 def first_messages(task: Task, prompts: Prompts, special_tokens: tuple[str, ...] = ()) -> list[dict]:

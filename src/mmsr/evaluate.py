@@ -16,36 +16,44 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from mmsr.dataset import ask_base
-from mmsr.env import SearchEnv, Tools, Trajectory, TurnRecord
-from mmsr.metrics import (
-    Interval,
-    cluster_mean,
-    cluster_ratio,
-    exact_match,
-    harmonic_interval,
-    mcnemar,
-    paired_difference,
-)
+from mmsr.env import Task, Tools, Trajectory, TurnRecord, look_up
+from mmsr.exam import Exam
+from mmsr.metrics import Interval, cluster_mean, cluster_ratio, harmonic_interval, mcnemar, paired_difference
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.protocol import render_observation, sanitise
-from mmsr.reward import RewardWeights, evidence, score
+from mmsr.reward import Judge, RewardWeights, evidence, matches, score
 from mmsr.rollout import Sampling, play
-from mmsr.teacher import Teacher, as_task
+from mmsr.setup import env_factory
+from mmsr.sources import AnswerJudge
+from mmsr.teacher import Teacher
+from mmsr.tools.base import Grounder
 from mmsr.world.data import World
-from mmsr.world.questions import Question
 
 K = 5
 
 
-def direct(policy: Policy, questions: Sequence[Question], world: World, preset: Preset) -> list[Trajectory]:
+def direct(policy: Policy, exam: Exam, preset: Preset) -> list[Trajectory]:
     """The base's answer without any tool."""
-    answers = ask_base(policy, questions, world, preset.prompts, preset.eval_batch)
-    return [_answered(q.id, [], answer) for q, answer in zip(questions, answers)]
+
+    def answer(tasks: list[Task]) -> list[Trajectory]:
+        texts = [preset.prompts.direct.format(question=task.question) for task in tasks]
+        return [_answered(task.id, [], said) for task, said in zip(tasks, _ask(policy, tasks, texts, preset))]
+
+    return exam.play(answer)
+
+
+def _ask(policy: Policy, tasks: Sequence[Task], texts: Sequence[str], preset: Preset) -> list[str]:
+    """The base's answers to a text beside each task's picture."""
+    conversations = [
+        (task.picture, [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}])
+        for task, text in zip(tasks, texts)
+    ]
+    with policy.base():
+        return [said.strip() for said in policy.generate(conversations, 32, batch_size=preset.eval_batch)]
 
 
 def _answered(task_id: str, turns: list[TurnRecord], answer: str) -> Trajectory:
@@ -53,73 +61,87 @@ def _answered(task_id: str, turns: list[TurnRecord], answer: str) -> Trajectory:
     return Trajectory(task_id, [*turns, TurnRecord(answer, "answer", answer)], answer, "answer")
 
 
-def rag(policy: Policy, questions: Sequence[Question], world: World, preset: Preset, tools: Tools) -> list[Trajectory]:
+def rag(policy: Policy, exam: Exam, preset: Preset, tools: Tools) -> list[Trajectory]:
     """One search with the whole picture, one text search with question and best title, then the base answers."""
-    conversations, searched = [], []
-    for question in questions:
-        picture = question.scene(world).picture
-        matches = tools.image.search(picture, K)
-        query = f"{question.text} {matches[0].title.removeprefix('Flag of ')}"
-        pages = tools.text.search(query, K)
-        seen = tools.image_summary.summarise(question.text, "", matches)
-        read = tools.text_summary.summarise(question.text, query, pages)
-        turns = [
-            TurnRecord("", "img_search", "", hits=_as_rows(matches), observation=render_observation(seen)),
-            TurnRecord("", "text_search", query, hits=_as_rows(pages), observation=render_observation(read)),
-        ]
-        text = preset.prompts.rag.format(pages=sanitise(read, tools.special_tokens), question=question.text)
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        conversations.append((picture, [{"role": "user", "content": content}]))
-        searched.append(turns)
-    with policy.base():
-        answers = policy.generate(conversations, 32, batch_size=preset.eval_batch)
-    return [_answered(q.id, turns, answer.strip()) for q, turns, answer in zip(questions, searched, answers)]
+
+    def answer(tasks: list[Task]) -> list[Trajectory]:
+        searched, texts = [], []
+        for task in tasks:
+            turns, read = _search_twice(task, tools)
+            pages = sanitise(read, tools.special_tokens)
+            texts.append(preset.prompts.rag.format(pages=pages, question=task.question))
+            searched.append(turns)
+        said = _ask(policy, tasks, texts, preset)
+        return [_answered(task.id, turns, answer) for task, turns, answer in zip(tasks, searched, said)]
+
+    return exam.play(answer)
 
 
-def _as_rows(hits: Sequence) -> list[dict]:
-    return [{"id": h.id, "title": h.title, "score": h.score, "url": h.url} for h in hits]
+def _search_twice(task: Task, tools: Tools) -> tuple[list[TurnRecord], str]:
+    """The two searches of the RAG workflow and the summary of the pages."""
+    image = TurnRecord("", "img_search")
+    seen = look_up(image, tools.image, task.picture, tools.image_summary, task.question, K)
+    title = image.hits[0]["title"].removeprefix("Flag of ") if image.hits else ""
+    text = TurnRecord("", "text_search", f"{task.question} {title}".strip())
+    read = look_up(text, tools.text, text.content, tools.text_summary, task.question, K)
+    image.observation, text.observation = render_observation(seen), render_observation(read)
+    return [image, text], read
 
 
 def agent(
     policy: Policy,
-    questions: Sequence[Question],
-    world: World,
+    exam: Exam,
     preset: Preset,
-    new_env: Callable[[], SearchEnv],
-    rewrite: Callable | None = None,
+    tools: Tools,
+    grounder: Grounder | None = None,
+    rewrite: Callable[[str, Task], str] | None = None,
 ) -> list[Trajectory]:
-    """A policy with the protocol and all tools, decoded greedily."""
-    tasks = [as_task(question, world) for question in questions]
+    """A policy with the protocol and all tools, decoded greedily; another grounder where one is given."""
     sampling = Sampling(preset.new_tokens, batch_size=preset.eval_batch)
     extra = {"rewrite": rewrite} if rewrite else {}
-    return play(policy, tasks, new_env, preset.prompts, sampling, **extra)
+
+    def act(tasks: list[Task]) -> list[Trajectory]:
+        return play(policy, tasks, env_factory(preset, tools, tasks, grounder), preset.prompts, sampling, **extra)
+
+    return exam.play(act)
 
 
-def taught(questions: Sequence[Question], world: World, new_env: Callable[[], SearchEnv]) -> list[Trajectory]:
-    """The scripted teacher on the same questions."""
-    teacher, env = Teacher(world), new_env()
-    return [teacher.play(question, env) for question in questions]
+def taught(
+    exam: Exam, world: World, preset: Preset, tools: Tools, grounder: Grounder | None = None
+) -> list[Trajectory]:
+    """The scripted teacher on the world's questions."""
+    teacher = Teacher(world)
+
+    def act(tasks: list[Task]) -> list[Trajectory]:
+        env = env_factory(preset, tools, tasks, grounder)()
+        return [teacher.play(question, env) for question in exam.questions]
+
+    return exam.play(act)
 
 
 def judge_rows(
     workflow: str,
-    questions: Sequence[Question],
+    exam: Exam,
     trajectories: Sequence[Trajectory],
     search_free: Sequence[bool],
-    world: World,
+    judge: AnswerJudge | None = None,
 ) -> list[dict]:
-    """One row per question: what was answered, whether it was right, what it cost, what was found."""
+    """One row per question: what was answered, whether it was right, what it cost, what was found.
+
+    "correct" is the judge's word where there is one, with its label in "verdict" (None where it could not be read, and
+    exact match decides) and "exact" beside it; else it is exact match. Where there is nothing gold to be found, as in a
+    public benchmark, "evidence", "useful_searches" and recall are None.
+    """
+    tasks = exam.unpictured()
+    verdicts = judge.verdicts([(task, t.answer) for task, t in zip(tasks, trajectories)]) if judge else []
     rows = []
-    for question, trajectory, free in zip(questions, trajectories, search_free):
-        task = as_task(question, world)
-        score(trajectory, task, RewardWeights())
-        found = next((turn.hits for turn in trajectory.turns if turn.action == "img_search" and not turn.error), None)
-        ids = [hit["id"] for hit in found or []]
+    for n, (task, about, trajectory, free) in enumerate(zip(tasks, exam.about, trajectories, search_free)):
+        score(trajectory, task, RewardWeights(), judge or matches)
         searches = trajectory.searches()
         rows.append(
             {
                 "workflow": workflow,
-                "question": question.as_dict(),
+                "question": about,
                 "answer": trajectory.answer,
                 "correct": bool(trajectory.reward["correct"]),
                 "search_free": bool(free),
@@ -129,33 +151,52 @@ def judge_rows(
                 "needless": bool(free and searches),
                 "turns": len(trajectory.turns) + (trajectory.end != "answer"),
                 "valid_turns": trajectory.valid_turns,
-                "evidence": evidence(trajectory, task),
-                "useful_searches": useful(trajectory, question),
-                "recall_at_1": question.entity in ids[:1] if found is not None else None,
-                "recall_at_5": question.entity in ids[:5] if found is not None else None,
+                **_retrieval(trajectory, task, about, known=bool(exam.questions)),
+                **({"verdict": verdicts[n].label, "exact": verdicts[n].exact} if judge else {}),
                 "trajectory": trajectory.as_dict(),
             }
         )
     return rows
 
 
-def useful(trajectory: Trajectory, question: Question) -> int:
+def _retrieval(trajectory: Trajectory, task: Task, about: dict, known: bool) -> dict:
+    """What the searches found of what is gold; nothing where that is not known."""
+    if not known:
+        return dict.fromkeys(("evidence", "useful_searches", "recall_at_1", "recall_at_5"))
+    found = next((turn.hits for turn in trajectory.turns if turn.action == "img_search" and not turn.error), None)
+    ids = [hit["id"] for hit in found or []]
+    return {
+        "evidence": evidence(trajectory, task),
+        "useful_searches": useful(trajectory, about),
+        "recall_at_1": about["entity"] in ids[:1] if found is not None else None,
+        "recall_at_5": about["entity"] in ids[:5] if found is not None else None,
+    }
+
+
+def useful(trajectory: Trajectory, about: dict) -> int:
     """How many searches returned something gold: a gold page, or the flag of the country that is asked about."""
-    gold = {*question.gold_pages}
+    gold = {*about["gold_pages"]}
     count = 0
     for turn in trajectory.turns:
         ids = {hit["id"] for hit in turn.hits}
-        count += bool(gold & ids) if turn.action == "text_search" else question.entity in ids
+        count += bool(gold & ids) if turn.action == "text_search" else about["entity"] in ids
     return count
 
 
-def knows(questions: Sequence[Question], answers: Sequence[Trajectory]) -> list[bool]:
-    """Which questions need no search: the base is right without one, or the picture alone answers."""
-    return [q.type == "visual" or exact_match(t.answer, q.golds) for q, t in zip(questions, answers)]
+def knows(exam: Exam, answers: Sequence[Trajectory], judge: Judge | None = None) -> list[bool]:
+    """Which questions need no search: the base is right without one, or (in the world) the picture alone answers."""
+    right = judge or matches
+    return [
+        about["type"] == "visual" or right(task, trajectory.answer)
+        for task, about, trajectory in zip(exam.unpictured(), exam.about, answers)
+    ]
 
 
 def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
-    """Metrics of one workflow, named without it: accuracy (by type, taxonomy and half too), searches, evidence."""
+    """Metrics of one workflow, named without it: accuracy (by type, taxonomy and half too), searches, evidence.
+
+    With a judge, exact match and the share of its replies that could not be read stand beside its accuracy.
+    """
     country = [row["question"]["entity"] for row in rows]
     halves = {half: [r for r in rows if r["question"]["half"] == half] for half in ("unseen_entity", "unseen_question")}
 
@@ -170,11 +211,15 @@ def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
         "searches": mean("searches"),
         "text_searches": mean("text_searches"),
         "image_searches": mean("image_searches"),
-        "evidence_coverage": mean("evidence"),
         "needless_search_rate": ratio(lambda r: float(r["needless"]), lambda r: float(r["search_free"])),
-        "search_precision": ratio(lambda r: float(r["useful_searches"]), lambda r: float(r["searches"])),
         "valid_turn_rate": ratio(lambda r: float(r["valid_turns"]), lambda r: float(r["turns"])),
     }
+    if all(row["evidence"] is not None for row in rows):
+        found["evidence_coverage"] = mean("evidence")
+        found["search_precision"] = ratio(lambda r: float(r["useful_searches"]), lambda r: float(r["searches"]))
+    if all("verdict" in row for row in rows):
+        found["exact_match"] = mean("exact")
+        found["judge_unreadable"] = Interval(sum(r["verdict"] is None for r in rows) / len(rows), None, None, len(rows))
     groups = defaultdict(list)
     for row in rows:
         groups["accuracy/" + row["question"]["type"]].append(row)
@@ -186,6 +231,19 @@ def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
         clusters = [[r["question"]["entity"] for r in chosen] for chosen in halves.values()]
         found["accuracy/harmonic_mean"] = harmonic_interval(*outcomes, *clusters, seed)
     return found
+
+
+def headlines(found: Mapping[str, Interval | float], exam: Exam) -> str:
+    """A workflow's accuracy in a line, with exact match where a judge has judged and a benchmark's own score."""
+    names = ["accuracy", "exact_match"]
+    if exam.benchmark:
+        names.append(f"{exam.benchmark.name}/{exam.benchmark.headline}")
+    return "   ".join(f"{name} {_shown(found[name])}" for name in names if name in found)
+
+
+def _shown(interval: Interval) -> str:
+    bounds = f" [{interval.low:.3f}, {interval.high:.3f}]" if interval.low is not None else ""
+    return f"{interval.value:.3f}{bounds}"
 
 
 def compare(rows: dict[str, list[dict]], first: str, second: str, seed: int) -> dict[str, Interval]:

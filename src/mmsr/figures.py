@@ -7,7 +7,7 @@
 | funnel | data/card.json | what is left after each step of the data building (paper §3.3) |
 | sft_curve | sft/sft.csv | loss and token accuracy by step |
 | grpo_curves | grpo/grpo.csv | reward, accuracy, searches, crops, valid turns and entropy by step |
-| workflows, by_type, halves | metrics.json | accuracy with intervals (paper Tables 1 and 2) |
+| workflows, by_type, halves | metrics.json, eval/rows.jsonl | accuracy with intervals (paper Tables 1 and 2) |
 | search_behaviour | eval/rows.jsonl | searches per question before and after GRPO (paper §4.3) |
 | crops | metrics.json | accuracy and recall by crop (paper §4.3) |
 | crops_by_flags, sweeps | ablation/*.jsonl | the same by crowdedness, by padding and by noise of the box |
@@ -166,8 +166,11 @@ def _accuracies(run_dir: Path, groups: dict[str, str], title: str, subtitle: str
 
 @saved
 def by_type(run_dir: Path) -> Figure:
-    """Accuracy by question type, for each workflow."""
-    return _accuracies(run_dir, TYPES, "Accuracy by question type", "per cent of each type's questions answered right")
+    """Accuracy by question type, for each workflow: the world's types, or a benchmark's most frequent kinds."""
+    rows = read_rows(run_dir / "eval" / "rows.jsonl", EVALUATE)
+    kinds = [kind for kind, _ in Counter(row["question"]["type"] for row in rows).most_common(len(TYPES))]
+    types = TYPES if any(kind in TYPES for kind in kinds) else {kind: kind.replace("_", " ") for kind in kinds}
+    return _accuracies(run_dir, types, "Accuracy by question type", "per cent of each type's questions answered right")
 
 
 @saved

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -33,11 +34,17 @@ def write_manifest(folder: Path, root: Path, state: dict[str, Any]) -> None:
         "base_model": base_model(preset),
         "data_card_sha256": {p.parent.name: sha256(p) for p in sorted(folder.glob("*/card.json"))},
         "metrics_sha256": sha256(folder / METRICS),
+        "outside": outside(folder),
         "notebooks": state["notebooks"],
         "started": state["started"],
         "ended": now(),
     }
     write_json(folder / MANIFEST, manifest)
+
+
+def outside(folder: Path) -> dict[str, Any]:
+    """What the run asked for outside, by notebook, and what it spent: models, tokens, judge's prompt and labels."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("outside/*.json"))}
 
 
 def now() -> str:

@@ -24,6 +24,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from mmsr.charts import ACCENT, GRID, INK, LOOK, MARGIN, MUTED, NAVY, WIDTH, Chart
+from mmsr.tools.web_image import read_picture
 from mmsr.transcript import TAGS, TYPES, WORKFLOWS, answer_of, blocks, crop_box, golds, is_right
 from mmsr.world.data import World
 from mmsr.world.questions import Question
@@ -296,7 +297,9 @@ def side_by_side(before: Mapping, after: Mapping, world: World) -> Figure:
 
 
 def picture_of(row: Mapping, world: World) -> Image.Image:
-    """The scene of a row's question, redrawn from its seed."""
+    """The scene of a row's question, redrawn from its seed; of a benchmark's question the picture's file."""
+    if "picture" in row["question"]:
+        return read_picture(Path(row["question"]["picture"]).read_bytes())
     return Question.from_dict(row["question"]).scene(world).picture
 
 

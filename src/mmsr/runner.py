@@ -24,14 +24,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmsr.exam import check_benchmark
 from mmsr.manifest import MANIFEST, code_sha256, now, write_manifest
 from mmsr.notebooks import Cost, Launch, Notebook, NotebookError, NotebookFailed, execute, read_notebook, tidy
 from mmsr.presets import get_preset
 from mmsr.runs import METRICS, record_metrics, write_json
+from mmsr.sources import Sources
+from mmsr.tools.limits import FatalToolError
 
 STATE = "state.json"
 RUNS = "papermill_runs"
 OURS = {"preset": "--preset", "seed": "--seed", "run_dir": "--name"}  # parameters that the runner itself sets
+PATHS = ("record", "data_dir", "adapters")  # given from where the command runs, read where the notebooks lie
 PATIENCE = 15.0  # seconds to wait for the kernel of a killed run to notice
 
 
@@ -96,6 +100,7 @@ def run(
     policy = _checked(get_preset, preset).policy
     chosen = _choose(notebooks, root / "notebooks")
     values = _assign(chosen, parameters)
+    _check(values, root / "notebooks")
     folder = root / RUNS / _checked(_folder_name, name or preset)
     with _alone(folder) as lock:
         if fresh:
@@ -183,7 +188,7 @@ def _assign(notebooks: Sequence[Notebook], parameters: Mapping[str, Any]) -> dic
     try:
         return {
             notebook.name: {
-                key: notebook.typed(key, parameters[key]) if key in parameters else default
+                key: _placed(key, notebook.typed(key, parameters[key]), notebook) if key in parameters else default
                 for key, default in notebook.defaults.items()
                 if key not in OURS
             }
@@ -191,6 +196,25 @@ def _assign(notebooks: Sequence[Notebook], parameters: Mapping[str, Any]) -> dic
         }
     except NotebookError as error:
         raise RunError(str(error)) from error
+
+
+def _placed(key: str, value: Any, notebook: Notebook) -> Any:
+    """A path as the notebook reaches it; any other value as it is."""
+    if key not in PATHS or not value or os.path.isabs(value):
+        return value
+    return os.path.relpath(os.path.expanduser(value), notebook.path.parent)
+
+
+def _check(values: Mapping[str, Mapping[str, Any]], notebooks: Path) -> None:
+    """RunError where tools, models or the benchmark cannot be had: better now than after an hour of training."""
+    for name, given in values.items():
+        try:
+            Sources.of(given).check_keys()
+            if given.get("benchmark"):
+                folder = given["data_dir"] and str(notebooks / given["data_dir"])
+                check_benchmark(given["benchmark"], folder, given["sample"])
+        except (ValueError, FatalToolError) as error:
+            raise RunError(f"{name}: {error}") from error
 
 
 def _begin(

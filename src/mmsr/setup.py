@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from mmsr.env import Limits, SearchEnv, Task, Tools
 from mmsr.policy import Policy
@@ -61,6 +62,19 @@ def _grounder(preset: Preset, policy: Policy, name: str) -> Grounder:
 
         return DinoGrounder()
     return BaseGrounder(policy, preset.prompts.locate)
+
+
+def adapter_of(folder: Path, adapters: str, stage: str) -> Path:
+    """Where the adapter of a stage ("sft", "grpo") lies: in this run's folder, else in that of the run `adapters`.
+
+    Raises FileNotFoundError, saying what to do, where neither has one.
+    """
+    places = [place / stage / "adapter" for place in (folder, *([Path(adapters)] if adapters else []))]
+    for place in places:
+        if place.is_dir():
+            return place
+    notebook = {"sft": "02", "grpo": "03"}[stage]
+    raise FileNotFoundError(f"{places[-1]} is not there: run notebook {notebook} first, or give adapters=RUN.")
 
 
 def env_factory(

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from mmsr.pictures import picture_of
 from mmsr.transcript import SHORT, TAGS, TYPES, WORKFLOWS, Box, answer_of, blocks, crop_box, golds, is_right
 from mmsr.viewer_style import CARD_STYLE, PAGE, PAGE_STYLE, SCRIPT
 from mmsr.world.data import World
-from mmsr.world.questions import Question
 
 if TYPE_CHECKING:
     from ipywidgets import VBox
@@ -148,7 +148,8 @@ def _turn(number: int, turn: Mapping, question: Mapping) -> str:
 
 def _hits(turn: Mapping, question: Mapping) -> str:
     """The results behind an observation, folded, with the gold page or country marked."""
-    wanted = {*question.get("gold_pages", ()), *([question["entity"]] if question.get("entity") else [])}
+    country = [question["entity"]] if question.get("entity") and "picture" not in question else []
+    wanted = {*question.get("gold_pages", ()), *country}  # a benchmark's entity is no identifier of a hit
     hits = turn.get("hits") or []
     if not hits:
         return ""
@@ -173,7 +174,7 @@ def _hit(hit: Mapping, gold: bool) -> str:
 
 def html_page(rows: Sequence[Mapping], world: World, path: Path) -> Path:
     """Write the page of these rows, with their scenes redrawn. Returns the path; ValueError where there are no rows."""
-    return write_page(rows, [Question.from_dict(row["question"]).scene(world).picture for row in rows], path)
+    return write_page(rows, [picture_of(row, world) for row in rows], path)
 
 
 def write_page(rows: Sequence[Mapping], pictures: Sequence[Image.Image], path: Path) -> Path:
@@ -263,7 +264,7 @@ def browser(rows: Sequence[Mapping], world: World) -> VBox:
             shown.value = "<p>No trajectory matches.</p>"
             return
         row = rows[chosen.value]
-        shown.value = trajectory_html(row, Question.from_dict(row["question"]).scene(world).picture)
+        shown.value = trajectory_html(row, picture_of(row, world))
 
     for control in (workflow, kind, outcome):
         control.observe(narrow, "value")
