@@ -73,6 +73,25 @@ def test_what_a_run_leaves(root: Path) -> None:
     assert manifest["started"] <= manifest["ended"]
 
 
+def test_another_model_is_found_from_the_notebooks_and_named_in_the_manifest(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("01_first", "02_second"):
+        write(
+            root, name, OURS + "model = ''\n", "from pathlib import Path\nassert Path(model, 'a.safetensors').exists()"
+        )
+    (root / "here" / "qwen").mkdir(parents=True)
+    (root / "here" / "qwen" / "a.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(root / "here")
+    folder = go(root, "01", preset="qwen3b", parameters={"model": "qwen"})
+    assert str(root) not in (folder / "01_first.ipynb").read_text()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["base_model"]["name"] == "qwen" and list(manifest["base_model"]["sha256"]) == ["a.safetensors"]
+    with pytest.raises(RunError, match=r"model '\.\./here/qwen', not '', in 01_first"):
+        go(root, "02", preset="qwen3b")
+    assert go(root, "02", preset="qwen3b", parameters={"model": "../here/qwen"}) == folder
+
+
 def test_manifest_tells_the_commit_and_whether_the_tree_is_dirty(root: Path) -> None:
     def git(*command: str) -> None:
         name = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
@@ -122,9 +141,9 @@ def test_kernel_is_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_only_the_shipped_policy_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("PYTHONPATH", "src")
-    assert "HF_HUB_OFFLINE" not in runner._environment("Qwen/Qwen2.5-VL-3B-Instruct")
-    assert runner._environment("tiny")["HF_HUB_OFFLINE"] == "1"
-    assert Path(runner._environment("tiny")["PYTHONPATH"]).is_absolute()  # the kernel starts in another folder
+    assert "HF_HUB_OFFLINE" not in runner._environment(shipped=False)
+    assert runner._environment(shipped=True)["HF_HUB_OFFLINE"] == "1"
+    assert Path(runner._environment(shipped=True)["PYTHONPATH"]).is_absolute()  # the kernel starts in another folder
 
 
 # --- refused before anything starts -----------------------------------------------------------------------------------

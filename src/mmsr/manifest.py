@@ -22,7 +22,8 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "n
 
 def write_manifest(folder: Path, root: Path, state: dict[str, Any]) -> None:
     """Describe the run in `folder`; `state` is the runner's, `root` the repository."""
-    preset = get_preset(state["preset"])
+    given = (record["parameters"].get("model") for record in state["notebooks"].values())
+    preset = get_preset(state["preset"], next(filter(None, given), ""))
     manifest = {
         "mmsr": mmsr.__version__,
         "git": git_state(root),
@@ -31,7 +32,7 @@ def write_manifest(folder: Path, root: Path, state: dict[str, Any]) -> None:
         "device": device(),
         "preset": state["preset"],
         "seed": state["seed"],
-        "base_model": base_model(preset),
+        "base_model": base_model(preset, root / "notebooks"),
         "data_card_sha256": {p.parent.name: sha256(p) for p in sorted(folder.glob("*/card.json"))},
         "metrics_sha256": sha256(folder / METRICS),
         "outside": outside(folder),
@@ -96,8 +97,13 @@ def _cpu_model() -> str:
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def base_model(preset: Preset) -> dict[str, str | None]:
-    """The shipped base with its weights' hash, or the hub's with its revision."""
+def base_model(preset: Preset, here: Path) -> dict[str, Any]:
+    """The shipped base or a folder's (its path is from `here`) with the hash of its weights, or the hub's with its
+    revision."""
     if preset.policy == "tiny":
         return {"name": "tiny", "sha256": sha256(PACKAGE / "assets" / "tiny" / "model.safetensors")}
+    folder = here / preset.policy
+    if folder.is_dir():
+        weights = sorted(folder.glob("*.safetensors"))
+        return {"name": folder.resolve().name, "sha256": {path.name: sha256(path) for path in weights}}
     return {"name": preset.policy, "revision": preset.revision}

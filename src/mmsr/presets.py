@@ -1,12 +1,14 @@
 """Sizes of a run. A preset changes numbers, names and prompts, never a branch: the notebooks are the same for all.
 
     preset = get_preset("tiny")
+    preset = get_preset("qwen3b", model="/data/my-qwen")    # another Qwen2.5-VL, by name or folder, in its settings
 
 | preset | policy | where |
 |---|---|---|
 | smoke | tiny, a few steps of everything | tests, under four minutes |
 | tiny | tiny, the whole experiment | a laptop, minutes |
 | qwen3b, qwen7b | Qwen2.5-VL-3B/7B-Instruct | one GPU |
+| qwen_smoke | qwen3b with the counts of smoke | minutes on that GPU, before its hours |
 
 Where the paper gives a number (§4.1, App. D), the Qwen presets keep it; where it contradicts itself the choice is said
 here. GRPO's batch: §4.1 says 512, App. D 256 with mini-batches of 64; on one GPU 64 rollouts a step are kept, and the
@@ -15,7 +17,7 @@ number of steps stands in for its 20 or 30 epochs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from mmsr.prompts import AFTER_IMAGE_SEARCH, AFTER_TEXT_SEARCH, FIRST_TURN
 from mmsr.protocol import Prompts
@@ -153,12 +155,35 @@ _QWEN7B = _changed(
     micro_batch=1,
     eval_batch=8,
 )
+_QWEN_SMOKE = _changed(
+    _QWEN3B,
+    name="qwen_smoke",
+    new_tokens=96,
+    observation_tokens=200,
+    data_questions=40,
+    data_examples=16,
+    sft_epochs=2,
+    sft_batch=4,
+    grpo_steps=2,
+    grpo_questions=2,
+    generations=2,
+    grpo_warmup=1,
+    completion_tokens=2048,
+    eval_questions=8,
+    eval_batch=8,
+    ablation_questions=2,
+    checkpoint_steps=1,
+)
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (_SMOKE, _TINY, _QWEN3B, _QWEN7B)}
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (_SMOKE, _TINY, _QWEN3B, _QWEN7B, _QWEN_SMOKE)}
 
 
-def get_preset(name: str) -> Preset:
-    """The preset of that name. Raises ValueError, naming the ones there are, for another."""
+def get_preset(name: str, model: str = "") -> Preset:
+    """The preset of that name, for another policy where `model` names one on the hub or is a local folder.
+
+    Raises ValueError, naming the presets there are, for an unknown one.
+    """
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}: use one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    preset = PRESETS[name]
+    return replace(preset, policy=model, revision=None) if model and model != preset.policy else preset

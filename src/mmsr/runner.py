@@ -36,6 +36,7 @@ STATE = "state.json"
 RUNS = "papermill_runs"
 OURS = {"preset": "--preset", "seed": "--seed", "run_dir": "--name"}  # parameters that the runner itself sets
 PATHS = ("record", "data_dir", "adapters")  # given from where the command runs, read where the notebooks lie
+ALIKE = ("model", "four_bit")  # parameters of which a run has one value, whatever notebooks it runs when
 PATIENCE = 15.0  # seconds to wait for the kernel of a killed run to notice
 
 
@@ -97,7 +98,8 @@ def run(
     deletes it first. Raises RunError, before anything starts, where the request cannot be met, and RunFailed for a
     failing cell.
     """
-    policy = _checked(get_preset, preset).policy
+    parameters = _found(parameters, root / "notebooks")
+    policy = _checked(get_preset, preset, str(parameters.get("model", ""))).policy
     chosen = _choose(notebooks, root / "notebooks")
     values = _assign(chosen, parameters)
     _check(values, root / "notebooks")
@@ -107,7 +109,8 @@ def run(
             _clear(folder)
         state = _begin(folder, preset, seed, chosen, values)
         ours = {"preset": preset, "seed": seed, "run_dir": os.path.relpath(folder, root / "notebooks")}
-        launch = Launch(_environment(policy), root / "notebooks", (lock,))
+        shipped = policy == "tiny" and parameters.get("grounder") != "dino"
+        launch = Launch(_environment(shipped), root / "notebooks", (lock,))
         for notebook in chosen:
             given = {key: value for key, value in ours.items() if key in notebook.defaults}
             _run_one(notebook, given | values[notebook.name], folder, state, launch)
@@ -151,10 +154,16 @@ def _peak(state: State) -> float:
     return max(record.peak_gb for record in state.notebooks.values())
 
 
-def _checked(make: Any, value: str) -> Any:
-    """`make(value)`, with a ValueError as a RunError."""
+def _found(parameters: Mapping[str, Any], notebooks: Path) -> Mapping[str, Any]:
+    """The parameters with `model`, where it is a folder, as the notebooks reach it from theirs."""
+    model = str(parameters.get("model", ""))
+    return {**parameters, "model": os.path.relpath(model, notebooks)} if model and Path(model).is_dir() else parameters
+
+
+def _checked(make: Any, *values: Any) -> Any:
+    """`make(*values)`, with a ValueError as a RunError."""
     try:
-        return make(value)
+        return make(*values)
     except ValueError as error:
         raise RunError(str(error)) from error
 
@@ -261,6 +270,12 @@ def _differences(
         for key, value in values[notebook.name].items():
             if record.parameters.get(key, value) != value:
                 yield f"{key} {record.parameters[key]!r}, not {value!r}, in {notebook.name}"
+    asked = {key: value for given in values.values() for key, value in given.items() if key in ALIKE}
+    for name in state.notebooks.keys() - values.keys():
+        for key, value in asked.items():
+            kept = state.notebooks[name].parameters.get(key, value)
+            if kept != value:
+                yield f"{key} {kept!r}, not {value!r}, in {name}"
 
 
 def _is_run(folder: Path) -> bool:
@@ -276,10 +291,10 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _environment(policy: str) -> dict[str, str]:
-    """The kernel's: repeatable, without windows or progress bars, and without network where the policy is shipped."""
+def _environment(shipped: bool) -> dict[str, str]:
+    """The kernel's: repeatable, without windows or progress bars, and without the hub where all models are shipped."""
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg", "PYTHONHASHSEED": "0"}
-    if policy == "tiny":
+    if shipped:
         environment |= {"HF_HUB_OFFLINE": "1"}
     if paths := environment.get("PYTHONPATH"):
         environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep))
