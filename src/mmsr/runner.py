@@ -36,6 +36,7 @@ STATE = "state.json"
 RUNS = "papermill_runs"
 OURS = {"preset": "--preset", "seed": "--seed", "run_dir": "--name"}  # parameters that the runner itself sets
 PATHS = ("record", "data_dir", "adapters")  # given from where the command runs, read where the notebooks lie
+LOOSE = ("budget_calls", "budget_money")  # may be raised for a run that goes on
 ALIKE = ("model", "four_bit")  # parameters of which a run has one value, whatever notebooks it runs when
 PATIENCE = 15.0  # seconds to wait for the kernel of a killed run to notice
 
@@ -248,7 +249,8 @@ def _begin(
         print(f"Note: the package's code has changed since {', '.join(stale)} ran; --fresh begins again.", flush=True)
     for notebook in chosen:
         record = state.notebooks.setdefault(notebook.name, Record(notebook.sha256, values[notebook.name], code))
-        record.code = record.code if record.finished else code
+        if not record.finished:
+            record.code, record.parameters = code, values[notebook.name]
     (folder / MANIFEST).unlink(missing_ok=True)  # written last: its existence means that the run is whole
     state.save(folder)
     return state
@@ -268,7 +270,7 @@ def _differences(
         if record.sha256 != notebook.sha256:
             yield f"other sources of {notebook.name}"
         for key, value in values[notebook.name].items():
-            if record.parameters.get(key, value) != value:
+            if key not in LOOSE and record.parameters.get(key, value) != value:
                 yield f"{key} {record.parameters[key]!r}, not {value!r}, in {notebook.name}"
     asked = {key: value for given in values.values() for key, value in given.items() if key in ALIKE}
     for name in state.notebooks.keys() - values.keys():
