@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 
 from PIL import Image, ImageDraw
+
+from mmsr.world.data import load_world
 
 ONSETS = "b c d f g h j k l m n p r s t v w y z br ch dr gr kh kr pr sh st th tr".split()
 VOWELS = ["a", "e", "i", "o", "u", "ai", "au", "ea", "ia", "oo", "ou"]
@@ -20,9 +23,34 @@ def invented_word(rng: random.Random) -> str:
     )
 
 
+@functools.cache
+def real_words() -> list[str]:
+    """The words of three letters or more on the pages of train countries."""
+    world = load_world()
+    text = " ".join(
+        f"{p.title} {p.text}"
+        for c in world.by_split("train")
+        for p in world.pages.values()
+        if p.id.startswith(f"{c.iso}/")
+    )
+    return sorted({word.lower() for word in re.findall(r"[A-Za-z]{3,}", text)})
+
+
+def real_word(rng: random.Random) -> str:
+    """Any word of the corpus."""
+    return rng.choice(real_words())
+
+
+def spliced_word(rng: random.Random) -> str:
+    """The head of one word of the corpus and the tail of another: pieces of real words, in an order never seen."""
+    head, tail = real_word(rng), real_word(rng)
+    return (head[: rng.randint(2, max(2, len(head) - 1))] + tail[-rng.randint(2, max(2, len(tail) - 2)) :])[:14]
+
+
 def invented_name(rng: random.Random) -> str:
     """One to three capitalised invented words, now and then joined as in real names."""
-    words = [invented_word(rng).capitalize() for _ in range(rng.choices((1, 2, 3), (6, 3, 1))[0])]
+    word = spliced_word if rng.random() < 0.6 else invented_word
+    words = [word(rng).capitalize() for _ in range(rng.choices((1, 2, 3), (6, 3, 1))[0])]
     return rng.choices((" ", "-", " and ", " of "), (8, 1, 1, 1))[0].join(words)
 
 

@@ -354,7 +354,7 @@ def save(
     model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: list[dict]
 ) -> None:
     """Write bf16 weights, tokenizer, processor and recipe, as `load_policy` reads them."""
-    weights = {name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()}
+    weights = {n: w.to(torch.bfloat16) for n, w in model.state_dict().items() if n != "lm_head.weight"}  # it is tied
     model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out)
     picture_processor().save_pretrained(out)

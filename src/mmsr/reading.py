@@ -11,8 +11,8 @@ import functools
 import random
 import re
 
-from mmsr.invented import UNITS, invented_name, invented_number, invented_word
-from mmsr.world.data import Country, Page, World, load_world
+from mmsr.invented import UNITS, invented_name, invented_number, invented_word, real_word
+from mmsr.world.data import Country, Page, World
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG
 from mmsr.world.relations import EDGES, RELATIONS, Relation
 
@@ -89,19 +89,6 @@ def read_lesson(world: World, rng: random.Random) -> Lesson:
     if topic in EDGES.values() and topic.key == "neighbour":
         noun = rng.choice(("longest land border", "neighbour with the longest land border"))
     return _pose(lines, noun, name, answer, rng)
-
-
-@functools.cache
-def real_words() -> list[str]:
-    """The words of three letters or more on the pages of train countries."""
-    world = load_world()
-    text = " ".join(f"{p.title} {p.text}" for c in world.by_split("train") for p in pages_of(world, c.iso))
-    return sorted({word.lower() for word in re.findall(r"[A-Za-z]{3,}", text)})
-
-
-def real_word(rng: random.Random) -> str:
-    """Any word of the corpus."""
-    return rng.choice(real_words())
 
 
 @functools.cache

@@ -28,6 +28,7 @@ from mmsr.world.scenes import Scene
 LOOK_AT, LOOK_UP, SAY = "look at what?", "look up what?", "what do the pages say?"
 OTHERWISE = "look up what, in other words?"
 KINDS = {"one_hop": 0.3, "open": 0.2, "two_hop": 0.2, "hard": 0.2, "fact": 0.1}
+INVENTED = 0.7  # of the names and of the answers
 BUDGETS = (64, 96, 112, 128)  # tokens of what a search returns, about as in an episode
 
 
@@ -65,7 +66,7 @@ class Relays:
 
     def _topic(self, kind: str, rng: random.Random) -> Topic | None:
         country = rng.choice(self.countries)
-        name = invented_name(rng) if rng.random() < 0.6 else country.name
+        name = invented_name(rng) if rng.random() < INVENTED else country.name
         if kind == "open":
             page = rng.choice([p for p in pages_of(self.world, country.iso) if p.id.split("/")[1] not in UNREAD])
             found = open_topic(page, rng)
@@ -96,7 +97,7 @@ class Relays:
         leads_to = edge.follow(self.world, first.iso)
         if leads_to is None:
             return []
-        name = invented_name(rng) if rng.random() < 0.6 else first.name
+        name = invented_name(rng) if rng.random() < INVENTED else first.name
         pages = self._search(f"{first.name} {edge.noun}", f"{edge.noun} {edge.phrase}", rng)
         pages = pages.replace(first.name, name).replace(self.world.countries[leads_to].name, topic.name)
         if topic.name not in pages or topic.name == name:
@@ -117,7 +118,7 @@ class Relays:
                 steps.append((OTHERWISE, f"{topic.name} {noun}"))
             pages = self._search(f"{topic.country.name} {noun}", question, rng)
             answer = topic.answer if topic.answer in pages else ""
-            if answer and rng.random() < 0.6:
+            if answer and rng.random() < INVENTED:
                 new = value_like(answer, rng)
                 pages, answer = pages.replace(answer, new, 1), new
             pages = pages.replace(topic.country.name, topic.name)
