@@ -24,8 +24,8 @@ from mmsr.protocol import Prompts
 
 TINY_PROMPTS = Prompts(
     first_turn="{question}\nReason, then search or answer.",
-    after_image="Which country is it? Reason, then search or answer.",
-    after_text="Is the answer there? Reason, then search or answer.",
+    after_image="{question}",
+    after_text="{question}",
     locate="locate: {expression}",
     direct="{question}",
     rag="{pages}\n{question}",
