@@ -153,6 +153,13 @@ def test_no_hits_is_said() -> None:
         ('{"bbox_2d": ["a", "b", "c", "d"]}', None),
         ('{"bbox_2d": [[4, 64, 37, 87]]}', (4, 64, 37, 87)),
         ('{"bbox_2d": [4, 64, 1e999, 87]}', None),
+        ('```json\n[\n\t{"bbox_2d": [1204, 1064, 1337, 1187], "la', (1204, 1064, 1337, 1187)),  # cut off after the box
+        ('[{"bbox_2d": [4, 64, 37', None),  # cut off within it: the 2 of "2d" is no number of a box
+        ('[{"bbox_2d": [4, 64, 37, 8', None),
+        ('[{"bbox_2d": [4, 4, 37, 8', None),
+        ('[{"label": "rows 1, 2, 3, 4", "bbox_2d": [4, 64, 37, 87]}]', (4, 64, 37, 87)),
+        ("The 2 flags on the left: [4, 64, 37, 87]", (4, 64, 37, 87)),
+        ("1. first 2. second 3. third 4. fourth", None),
     ],
 )
 def test_read_box(answer: str, box: Box | None) -> None:

@@ -3,6 +3,7 @@
 | grounder | box |
 |---|---|
 | BaseGrounder | the policy's own frozen base, asked `locate: …`, as Qwen2.5-VL grounds natively |
+| DinoGrounder | Grounding DINO, as in the paper (dino.py) |
 | OracleGrounder | the gold box of the question (ablation) |
 | WholeGrounder | none, so the whole picture is searched (ablation) |
 | RandomGrounder | a random box of a flag's usual size, the same for the same picture and expression (ablation) |
@@ -21,6 +22,10 @@ from collections.abc import Iterable, Mapping
 from PIL import Image
 
 from mmsr.tools.base import Box, Grounder
+
+ANSWER_TOKENS = 96  # Qwen spells numbers digit by digit: a box of four-digit numbers as JSON takes over 50
+_NUMBER = r"-?\d{1,6}(?:\.\d+)?"
+_FOUR = rf"(?<![\w.])({_NUMBER})" + rf"[\s,()\[\]]+({_NUMBER})" * 3
 
 
 class BaseGrounder:
@@ -53,7 +58,7 @@ class BaseGrounder:
         if not conversations:
             return
         with contextlib.nullcontext() if self.trained else self.policy.base():
-            answers = self.policy.generate(conversations, max_new_tokens=32)
+            answers = self.policy.generate(conversations, max_new_tokens=ANSWER_TOKENS)
         for (key, picture), answer in zip(missing.items(), answers):
             self._boxes[key] = self._read(answer, picture)
 
@@ -66,12 +71,15 @@ class BaseGrounder:
 
 
 def read_box(answer: str) -> tuple[int, int, int, int] | None:
-    """The first four numbers of an answer: `4,64,37,87`, or Qwen's `[{"bbox_2d": [4, 64, 37, 87], …}]`."""
-    match = re.search(r'"bbox_2d"\s*:\s*(\[[^\]]*\])', answer)
-    values = re.findall(r"-?\d+(?:\.\d+)?", match.group(1) if match else answer)
-    if len(values) < 4:
+    """The first four numbers in a row of an answer: `4,64,37,87`, or Qwen's `[{"bbox_2d": [4, 64, 37, 87], …}]`.
+
+    None where there are no four (an answer that was cut off, or one of three) or they are no box.
+    """
+    key = re.search(r'"bbox(?:_2d)?"\s*:(.*)', answer, re.DOTALL)
+    match = re.search(_FOUR + r"\s*\]", key[1]) if key else re.search(_FOUR + r"(?!\w)", answer)
+    if match is None:
         return None
-    x1, y1, x2, y2 = (round(float(v)) for v in values[:4])
+    x1, y1, x2, y2 = (round(float(v)) for v in match.groups())
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
