@@ -164,3 +164,15 @@ def test_step_is_the_one_tool_that_is_offered() -> None:
     assert sorted(public) == ["reset", "step"]
     step: Callable = SearchEnv.step
     assert "Args:\n            turn:" in step.__doc__  # TRL makes the tool's schema from it
+
+
+def test_a_fatal_error_of_a_tool_ends_the_training_too() -> None:
+    """TRL tells the policy of what `step` raises and goes on; the reward, which reads the trajectory, must not."""
+    env = environment(text=Engine(error=BudgetSpent("The budget is spent.")))
+    for _ in range(2):
+        with pytest.raises(BudgetSpent):
+            env.step(TEXT)
+    with pytest.raises(BudgetSpent, match="The budget is spent"):
+        env.trajectory  # noqa: B018
+    env.reset("t")
+    assert env.trajectory.turns == [] and "Title a page" in env.step(CROP)

@@ -62,6 +62,7 @@ class Tools:
     image_summary: Summariser
     to_picture: Callable[[Sequence[float], Image.Image], Box]
     special_tokens: tuple[str, ...] = ()
+    workers: int = 1  # episodes that may search side by side
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mmsr.env import Task, Tools, Trajectory, TurnRecord, look_up
 from mmsr.exam import Exam
+from mmsr.llm import in_parallel
 from mmsr.metrics import Interval, cluster_mean, cluster_ratio, harmonic_interval, mcnemar, paired_difference
 from mmsr.policy import Policy
 from mmsr.presets import Preset
@@ -65,14 +66,11 @@ def rag(policy: Policy, exam: Exam, preset: Preset, tools: Tools) -> list[Trajec
     """One search with the whole picture, one text search with question and best title, then the base answers."""
 
     def answer(tasks: list[Task]) -> list[Trajectory]:
-        searched, texts = [], []
-        for task in tasks:
-            turns, read = _search_twice(task, tools)
-            pages = sanitise(read, tools.special_tokens)
-            texts.append(preset.prompts.rag.format(pages=pages, question=task.question))
-            searched.append(turns)
+        searched = in_parallel(lambda task: _search_twice(task, tools), tasks, tools.workers)
+        pages = [sanitise(read, tools.special_tokens) for _, read in searched]
+        texts = [preset.prompts.rag.format(pages=p, question=task.question) for task, p in zip(tasks, pages)]
         said = _ask(policy, tasks, texts, preset)
-        return [_answered(task.id, turns, answer) for task, turns, answer in zip(tasks, searched, said)]
+        return [_answered(task.id, turns, answer) for task, (turns, _), answer in zip(tasks, searched, said)]
 
     return exam.play(answer)
 

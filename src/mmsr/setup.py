@@ -18,6 +18,8 @@ from mmsr.tools.text import LocalTextSearch
 from mmsr.tools.web_text import WorldHits
 from mmsr.world.data import World
 
+WORKERS = 8  # searches side by side where they wait for the network; the engines' own pace still holds
+
 
 def local_tools(preset: Preset, policy: Policy, world: World) -> Tools:
     """The offline engines, the frozen base as grounder, extractive summaries in the preset's budget."""
@@ -39,6 +41,7 @@ def open_tools(preset: Preset, policy: Policy, world: World, connection: Connect
         image_summary=image_summary,
         to_picture=policy.to_picture,
         special_tokens=tuple(policy.tokenizer.all_special_tokens),
+        workers=WORKERS if connection.sources.outside else 1,
     )
 
 

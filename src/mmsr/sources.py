@@ -80,7 +80,7 @@ class Sources:
         _one_of("grounder", self.grounder, GROUNDERS)
         _one_of("mode", self.mode, MODES)
         for name in ("search_url", "picture_url", "llm_url"):
-            if getattr(self, name) and not re.fullmatch(r"https?://[^/?#@\s]+[^?#\s]*", getattr(self, name)):
+            if getattr(self, name) and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", getattr(self, name)):
                 raise ValueError(
                     f"{name} must be an address such as http://127.0.0.1:8765, not {getattr(self, name)!r}."
                 )
@@ -100,6 +100,11 @@ class Sources:
     def models(self) -> tuple[str, ...]:
         """The names of the large models that are asked, each once."""
         return tuple(dict.fromkeys(name for name in (self.teacher, self.judge, self.summary) if name))
+
+    @property
+    def outside(self) -> bool:
+        """Whether a search or its summary is asked for outside."""
+        return bool(self.engines() or self.summary)
 
     def chat_model(self, name: str) -> ChatModel:
         """The model of that name at the endpoint, with the prices of the parameters."""

@@ -97,6 +97,8 @@ class Budget:
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Calls and dollars by service, for a run's manifest."""
+        if self.file is not None and not self.file.exists():
+            return {}
         with self._account() as used:
             return {name: dict(one) for name, one in sorted(used.items())}
 
