@@ -110,6 +110,7 @@ def train_sft(
         callbacks=[StepCSV(folder / "sft.csv")],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.model_accepts_loss_kwargs = True  # Qwen's says no: passes and processes would be averaged, not their tokens
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     trained = Policy(trainer.model, policy.processor, policy.name)
     save_adapter(trainer, folder / "adapter")
