@@ -20,14 +20,17 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDED = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["dependencies"])}
-DEV = {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional-dependencies"]["dev"])}
+OPTIONAL, DEV = (
+    {canonicalize_name(r.name): r for r in map(Requirement, PROJECT["optional-dependencies"][extra])}
+    for extra in ("milvus", "dev")  # both are in the lock: the tests need them
+)
 LINES = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and not line.startswith("#")]
 LOCK = {canonicalize_name(line.partition("==")[0]): line.partition("==")[2] for line in LINES}
 GPU = re.compile("nvidia-|triton$|cuda-")  # torch's own, which pip adds on machines that have a use for them
 NOT_IMPORTED = {
-    "accelerate": "the trainers' engine",
     "jupyterlab": "make lab",
     "lxml-html-clean": "trafilatura's cleaner",
+    "milvus-lite": "Milvus in a file, which pymilvus opens",
     "python-multipart": "starlette's reader of uploaded pictures",
     "ruff": "make lint",
 }
@@ -40,14 +43,14 @@ def test_lock_pins_everything_exactly() -> None:
     assert not [name for name in LOCK if GPU.match(name)]
 
 
-@pytest.mark.parametrize("name", sorted(NEEDED | DEV))
+@pytest.mark.parametrize("name", sorted(NEEDED | OPTIONAL | DEV))
 def test_lock_holds_what_the_project_asks_for(name: str) -> None:
-    assert (NEEDED | DEV)[name].specifier.contains(LOCK[name])
+    assert (NEEDED | OPTIONAL | DEV)[name].specifier.contains(LOCK[name])
 
 
 def test_lock_holds_what_that_asks_for_in_turn() -> None:
     """Every requirement, of every requirement, on this machine."""
-    todo, seen = [*NEEDED.values(), *DEV.values()], set()
+    todo, seen = [*NEEDED.values(), *OPTIONAL.values(), *DEV.values()], set()
     while todo:
         requirement = todo.pop()
         name = canonicalize_name(requirement.name)
@@ -115,13 +118,13 @@ def checks() -> list[str]:
 
 
 def test_every_import_is_declared() -> None:
-    assert imported(package() + notebooks()) <= set(NEEDED)
-    assert imported(checks()) <= set(NEEDED) | set(DEV)
+    assert imported(package() + notebooks()) <= set(NEEDED | OPTIONAL)
+    assert imported(checks()) <= set(NEEDED | OPTIONAL | DEV)
 
 
 def test_every_declared_dependency_is_imported() -> None:
     used = imported(package() + notebooks() + checks())
-    assert set(NEEDED) | set(DEV) == used | set(NOT_IMPORTED)
+    assert set(NEEDED | OPTIONAL | DEV) == used | set(NOT_IMPORTED)
 
 
 # --- make -------------------------------------------------------------------------------------------------------------

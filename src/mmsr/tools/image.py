@@ -34,13 +34,18 @@ class LocalImageSearch:
 
     def __init__(self, world: World):
         self.flags = world.flags
-        self.vectors = np.stack([embed(on_white(world.flag(flag.iso))) for flag in world.flags])
+        self.vectors = flag_vectors(world)
 
     def search(self, picture: Image.Image, k: int) -> list[Hit]:
         """The `k` most similar flags, best first; the score is the cosine."""
         scores = self.vectors @ embed(picture)
         best = np.lexsort((np.arange(len(scores)), -scores))[:k]
         return [Hit(self.flags[i].iso, self.flags[i].title, "", round(float(scores[i]), 4)) for i in best]
+
+
+def flag_vectors(world: World) -> np.ndarray:
+    """The vectors of all flags, in the order of the picture index: (flags, 1152), float32."""
+    return np.stack([embed(on_white(world.flag(flag.iso))) for flag in world.flags])
 
 
 def on_white(flag: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ import bm25s
 import numpy as np
 
 from mmsr.tools.base import Hit
-from mmsr.world.data import World
+from mmsr.world.data import Page, World
 
 STOPWORDS = frozenset(
     "a an and are as at be by for from has in is it its of on or that the this to was what which".split()
@@ -25,15 +25,18 @@ def words(text: str) -> list[str]:
     return [w[:-1] if len(w) > 3 and w.endswith("s") and w[-2] != "s" else w for w in found if w not in STOPWORDS]
 
 
+def page_words(page: Page) -> list[str]:
+    """What a page is found by: the words of its title, which count three times, and of its text."""
+    return words(f"{page.title} {page.title} {page.title} {page.text}")
+
+
 class LocalTextSearch:
-    """BM25 over titles, which count three times, and texts. Ties are broken by page order, so results repeat."""
+    """BM25 over titles and texts. Ties are broken by page order, so results repeat."""
 
     def __init__(self, world: World):
         self.pages = list(world.pages.values())
         self.index = bm25s.BM25(k1=K1, b=B)
-        self.index.index(
-            [words(f"{page.title} {page.title} {page.title} {page.text}") for page in self.pages], show_progress=False
-        )
+        self.index.index([page_words(page) for page in self.pages], show_progress=False)
 
     def search(self, query: str, k: int) -> list[Hit]:
         """The `k` best pages that share a word with the query, best first; none where no word is known."""
