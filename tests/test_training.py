@@ -11,10 +11,12 @@ import pytest
 import torch
 import trl
 from safetensors.torch import load_file
+from stub_tools import Engine
 
 from mmsr import grpo
 from mmsr.ablation import oracle
 from mmsr.dataset import Example, to_messages
+from mmsr.env import Limits, SearchEnv
 from mmsr.grpo import first_and_last, install_parser, read_turn, train_grpo
 from mmsr.policy import Policy, load_policy, load_processor
 from mmsr.presets import get_preset
@@ -22,6 +24,7 @@ from mmsr.protocol import Answer, ImageSearch, TextSearch, Turn, render_turn
 from mmsr.setup import env_factory, local_tools
 from mmsr.sft import train_sft
 from mmsr.teacher import Teacher, as_task
+from mmsr.tools.limits import BudgetSpent
 from mmsr.trainlog import StepCSV
 from mmsr.world.data import load_world
 from mmsr.world.questions import make_questions
@@ -231,6 +234,29 @@ def test_first_and_last_tenth(tmp_path: Path) -> None:
     found = {name: (i.value, i.n) for name, i in first_and_last(tmp_path / "grpo.csv").items()}
     assert found["grpo/reward_first"] == (2, 3) and found["grpo/reward_last"] == (29, 3)
     assert found["grpo/searches_last"] == (14.5, 3) and found["grpo/valid_turns_first"] == (1, 3)
+
+
+def test_a_spent_budget_ends_grpo(cold: Trained, tmp_path: Path) -> None:
+    """TRL tells the policy of an error of its tool and goes on; where the error is final, the training must not."""
+
+    class Searching(SearchEnv):
+        def step(self, turn: str) -> str:
+            """Search by text, whatever the policy wrote.
+
+            Args:
+                turn: The whole text of the turn, as generated.
+
+            Returns:
+                The observation.
+            """
+            return super().step(render_turn(Turn("a", TextSearch("b"))))
+
+    policy = load_policy("tiny", adapter=cold.folder / "adapter")
+    tasks = [as_task(q, WORLD) for q in QUESTIONS]
+    spent = replace(local_tools(PRESET, policy, WORLD), text=Engine(error=BudgetSpent("The budget is spent.")))
+    by_id = {task.id: task for task in tasks}
+    with pytest.raises(BudgetSpent, match="The budget is spent"):
+        train_grpo(policy, tasks, lambda: Searching(spent, PRESET.prompts, Limits(), by_id), PRESET, tmp_path, seed=5)
 
 
 def test_nothing_to_learn_from_is_said(tmp_path: Path) -> None:
