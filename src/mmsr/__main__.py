@@ -3,6 +3,7 @@
     mmsr run [01 … 05] [--preset tiny] [--name NAME] [--seed N] [-p key=value …] [--fresh]
     mmsr table RUN                              the results of a run
     mmsr compare RUN RUN                        exits 1 where their metrics differ
+    mmsr ask PICTURE "question" [--html FILE]   the trained agent on any picture
     mmsr replay export|import|stats RECORD …    recorded calls of live tools
     mmsr serve [--port N]                       the offline world as a web engine
 
@@ -61,6 +62,16 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", type=Path, nargs=2, metavar="run")
     compare.add_argument("--costs", action="store_true", help="compare time and memory too")
     compare.set_defaults(command=_compare)
+
+    ask = commands.add_parser("ask", help="ask the trained agent about a picture, and see each of its turns")
+    ask.add_argument("picture", type=Path)
+    ask.add_argument("question")
+    ask.add_argument("--preset", default="", help="default: the run's, else tiny")
+    ask.add_argument("--run", type=Path, metavar="RUN", help="the run whose agent is asked (default: the shipped one)")
+    ask.add_argument("--adapter", type=Path, metavar="DIR", help="or an agent's LoRA weights")
+    ask.add_argument("--html", type=Path, metavar="FILE", help="write the episode as a page, with the crop drawn in")
+    ask.add_argument("-p", dest="parameters", action="append", default=[], metavar="key=value", help="as for run")
+    ask.set_defaults(command=_ask)
 
     replay = commands.add_parser("replay", help="recorded calls of live tools: export, import, stats")
     actions = replay.add_subparsers(required=True, metavar="action")
@@ -143,6 +154,25 @@ def _compare(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     print("\n".join(differences) if differences else "The runs agree.")
     return 1 if differences else 0
+
+
+def _ask(options: argparse.Namespace) -> int:
+    parameters = _parameters(options.parameters)
+    from mmsr.ask import AskError, ask, find_agent, read_file, read_parameters, write_html
+
+    try:
+        sources, model = read_parameters(parameters)
+        agent = find_agent(options.preset, options.run, options.adapter, **model)
+        episode = ask(agent, read_file(options.picture), options.question, sources, tell=_say)
+        if options.html:
+            print(f"Page: {write_html(episode, options.html)}")
+    except AskError as error:
+        raise UsageError(str(error)) from error
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -72,17 +72,17 @@ class Notebook:
         if kind not in (bool, int, float, str):
             raise NotebookError(f"{key} of {self.name} is a {kind.__name__} and cannot be set from outside.")
         try:
-            return _read(kind, value)
+            return read_value(kind, value)
         except ValueError:
             raise NotebookError(
-                f"{key} of {self.name} must be {_KINDS[kind]}, like its default {default!r}: got {value!r}."
+                f"{key} of {self.name} must be {KINDS[kind]}, like its default {default!r}: got {value!r}."
             ) from None
 
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
+KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
 
 
-def _read(kind: type, value: Any) -> Any:
+def read_value(kind: type, value: Any) -> Any:
     """`value` as a `kind`; ValueError where it is none."""
     if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
