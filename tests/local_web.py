@@ -63,12 +63,13 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body in one write: two would wait 40 ms for each other (Nagle)
     web: LocalWeb
+    seen: Seen  # the request, for a part that answers by what was asked
 
     def do_GET(self) -> None:
         length = int(self.headers.get("content-length", 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
-        seen = Seen(self.command, self.path, headers, self.rfile.read(length))
-        self.web.next(seen)(self)
+        self.seen = Seen(self.command, self.path, headers, self.rfile.read(length))
+        self.web.next(self.seen)(self)
 
     do_POST = do_GET
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +16,18 @@ from mmsr.dataset import (
     Example,
     ask_base,
     balance,
-    build_examples,
     checks,
-    describe,
     load_examples,
     save_examples,
     to_messages,
 )
 from mmsr.env import Trajectory, TurnRecord
+from mmsr.funnel import Built, build
 from mmsr.metrics import exact_match
+from mmsr.players import scripted
 from mmsr.presets import get_preset
 from mmsr.protocol import UNABLE, Answer, parse_turn
-from mmsr.setup import env_factory, local_tools
-from mmsr.teacher import Teacher, as_task
+from mmsr.setup import local_tools
 from mmsr.world.data import load_world
 from mmsr.world.questions import make_questions
 
@@ -38,11 +38,15 @@ END = TurnRecord("", "answer", "Lima")
 
 
 @functools.cache
-def built() -> tuple[list[Example], dict[str, int]]:
+def made() -> Built:
     """A small data set, its boxes given, so that the teacher alone decides."""
-    tasks = [as_task(q, WORLD) for q in QUESTIONS]
-    new_env = env_factory(PRESET, local_tools(PRESET, tiny(), WORLD), tasks, oracle(QUESTIONS, WORLD))
-    return build_examples(QUESTIONS, WORLD, Teacher(WORLD), tiny(), new_env, PRESET.prompts, 24, seed=0)
+    tools = replace(local_tools(PRESET, tiny(), WORLD), grounder=oracle(QUESTIONS, WORLD))
+    with tempfile.TemporaryDirectory() as folder:
+        return build(QUESTIONS, WORLD, scripted(WORLD, tools), tools, tiny(), PRESET, 0, Path(folder), size=24)
+
+
+def built() -> tuple[list[Example], dict[str, int]]:
+    return made().examples, made().funnel
 
 
 @pytest.mark.parametrize(
@@ -143,7 +147,7 @@ def test_the_built_set_is_balanced() -> None:
 
 def test_saved_examples_come_back(tmp_path: Path) -> None:
     examples, funnel = built()
-    card = describe(examples, funnel, 0, "smoke")
+    card = made().card()
     save_examples(examples, tmp_path, WORLD, card)
     loaded, pictures = load_examples(tmp_path)
     assert [(e.question, e.label, e.messages) for e in loaded] == [(e.question, e.label, e.messages) for e in examples]

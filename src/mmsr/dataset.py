@@ -1,42 +1,99 @@
-"""DeepMMSearchVQA in small: play, filter, label, balance (paper §3.3).
-
-1. The teacher plays each question with live tools.
-2. Check A: every action tag is valid. B: fewer than ten turns. C: the episode ends in an answer.
-3. Kept only where the answer is right.
-4. The knowledge boundary: the base is asked without tools; where it is right, the example becomes search-free.
-5. About uniform over the taxonomy, half search-required and half search-free.
+"""What a training set is made of: the questions it may ask, its checks, its balance, its files (paper §3.3).
 
 An example is a JSON row: question, messages (the conversation to learn), the label, the trajectory. Pictures lie beside
-the rows as PNG files. `funnel` counts what is left after each step, as the paper's 200k → 47k → 10k does.
+the rows. `funnel.build` makes the examples; a question is one of our world's, or a benchmark's:
+
+    questions = make_questions(world, "train", 2000, seed=0)
+    questions = [from_benchmark(item) for item in find_benchmark("infoseek_train").load(folder, sample=2000)]
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import re
+import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from PIL import Image
 
-from mmsr.env import SearchEnv, Trajectory, first_messages
-from mmsr.metrics import exact_match
+from mmsr.benchmark_files import BenchmarkItem
+from mmsr.env import Task, Trajectory, first_messages
 from mmsr.policy import Policy
-from mmsr.protocol import UNABLE, Prompts
-from mmsr.teacher import Teacher, as_task, recall
+from mmsr.protocol import UNABLE, Prompts, sanitise
+from mmsr.teacher import as_task
+from mmsr.tools.base import ToolError
+from mmsr.tools.web_image import read_picture
 from mmsr.world.data import World
 from mmsr.world.questions import Question
 
 MAX_TURNS = 10
 
 
+# --- questions --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PublicQuestion:
+    """A question about a picture in a file, with what data building and SFT need of it; `taxonomy` may be missing."""
+
+    id: str
+    type: str
+    text: str
+    answer: str
+    aliases: tuple[str, ...]
+    picture: str
+    taxonomy: str = ""
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """The gold answer and its aliases."""
+        return (self.answer, *self.aliases)
+
+    def as_dict(self) -> dict:
+        """Plain JSON, with the picture's name and not its folder; `from_dict` reads it back."""
+        return asdict(self) | {"picture": Path(self.picture).name}
+
+    @classmethod
+    def from_dict(cls, row: dict) -> PublicQuestion:
+        return cls(**row | {"aliases": tuple(row["aliases"])})
+
+
+Asked = Question | PublicQuestion
+
+
+def from_benchmark(item: BenchmarkItem) -> PublicQuestion:
+    """A benchmark's item as a question to build data from; use a training split."""
+    first, *others = item.golds
+    return PublicQuestion(item.id, item.kind, item.question, first, tuple(others), str(item.picture))
+
+
+def to_task(question: Asked, world: World) -> Task:
+    """The episode's view of a question, its picture drawn or read now. Raises ToolError for what is no picture."""
+    if isinstance(question, Question):
+        return as_task(question, world)
+    try:
+        picture = read_picture(Path(question.picture).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ToolError(
+            f"The picture of question {question.id}, {question.picture}, cannot be read: {error}."
+        ) from None
+    return Task(question.id, question.text, picture, question.golds)
+
+
+# --- steps ------------------------------------------------------------------------------------------------------------
+
+
 @dataclass
 class Example:
     """One training conversation. `label` is "search_free" or "search_required"."""
 
-    question: Question
+    question: Asked
     label: str
     messages: list[dict]
     trajectory: dict = field(default_factory=dict)
@@ -51,20 +108,23 @@ def checks(trajectory: Trajectory) -> dict[str, bool]:
     }
 
 
-def ask_base(policy: Policy, questions: Sequence[Question], world: World, prompts: Prompts, batch: int) -> list[str]:
+def ask_base(policy: Policy, questions: Sequence[Asked], world: World, prompts: Prompts, batch: int) -> list[str]:
     """The base's answers without any tool: the knowledge boundary, and the direct workflow of the evaluation."""
+    special = tuple(policy.tokenizer.all_special_tokens)
     conversations = []
     for question in questions:
-        text = prompts.direct.format(question=question.text)
+        text = prompts.direct.format(question=sanitise(question.text, special))
         content = [{"type": "image"}, {"type": "text", "text": text}]
-        conversations.append((question.scene(world).picture, [{"role": "user", "content": content}]))
+        conversations.append((to_task(question, world).picture, [{"role": "user", "content": content}]))
     with policy.base():
         return [answer.strip() for answer in policy.generate(conversations, 32, batch_size=batch)]
 
 
-def to_messages(question: Question, trajectory: Trajectory, world: World, prompts: Prompts) -> list[dict]:
+def to_messages(
+    question: Asked, trajectory: Trajectory, world: World, prompts: Prompts, special_tokens: tuple[str, ...] = ()
+) -> list[dict]:
     """The conversation of an episode as the policy would have had it."""
-    messages = first_messages(as_task(question, world), prompts)
+    messages = first_messages(to_task(question, world), prompts, special_tokens)
     for turn in trajectory.turns:
         messages.append({"role": "assistant", "content": turn.text})
         if turn.observation:
@@ -72,47 +132,19 @@ def to_messages(question: Question, trajectory: Trajectory, world: World, prompt
     return messages
 
 
-def build_examples(
-    questions: Sequence[Question],
-    world: World,
-    teacher: Teacher,
-    policy: Policy,
-    new_env: Callable[[], SearchEnv],
-    prompts: Prompts,
-    size: int,
-    seed: int,
-    batch: int = 64,
-) -> tuple[list[Example], dict[str, int]]:
-    """Play, filter, label and balance. Returns the examples and the funnel's counts."""
-    env = new_env()
-    played = [(question, teacher.play(question, env)) for question in questions]
-    passed = [(q, t) for q, t in played if all(checks(t).values())]
-    right = [(q, t) for q, t in passed if exact_match(t.answer, q.golds)]
-    own = ask_base(policy, [q for q, _ in right], world, prompts, batch)
-    examples = []
-    for (question, trajectory), answer in zip(right, own):
-        if exact_match(answer, question.golds):
-            messages = first_messages(as_task(question, world), prompts)
-            messages.append({"role": "assistant", "content": recall(question, answer)})
-            examples.append(Example(question, "search_free", messages))
-        elif question.type != "visual":  # a search cannot show what the base cannot see
-            messages = to_messages(question, trajectory, world, prompts)
-            examples.append(Example(question, "search_required", messages, trajectory.as_dict()))
-    balanced = balance(examples, size, seed)
-    funnel = {
-        "questions": len(questions),
-        "passed_A": sum(checks(t)["A"] for _, t in played),
-        "passed_B": sum(checks(t)["A"] and checks(t)["B"] for _, t in played),
-        "passed_C": len(passed),
-        "correct": len(right),
-        "search_free": sum(e.label == "search_free" for e in examples),
-        "search_required": sum(e.label == "search_required" for e in examples),
-        "balanced": len(balanced),
-    }
-    return balanced, funnel
+class Labelled(Protocol):
+    """What `balance` looks at: an example, or what will become one."""
+
+    @property
+    def question(self) -> Asked: ...
+    @property
+    def label(self) -> str: ...
 
 
-def balance(examples: Sequence[Example], size: int, seed: int) -> list[Example]:
+L = TypeVar("L", bound=Labelled)
+
+
+def balance(examples: Sequence[L], size: int, seed: int) -> list[L]:
     """Half search-free, half search-required, each about uniform over taxonomy and type; fewer if there are fewer."""
     rng = random.Random(f"{seed}/balance")
     chosen = []
@@ -131,26 +163,49 @@ def balance(examples: Sequence[Example], size: int, seed: int) -> list[Example]:
     return chosen
 
 
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write under a temporary name, then rename: the file is there whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
 def save_examples(examples: Sequence[Example], folder: Path, world: World, card: dict) -> None:
-    """Write `data.jsonl`, `pictures/*.png` and, last, `card.json`: a folder with a card is complete."""
-    pictures = folder / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
-    with (folder / "data.jsonl.part").open("w") as file:
+    """Write `pictures/`, `data.jsonl` and, last, `card.json`: a folder with a card is complete."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    (folder / "card.json").unlink(missing_ok=True)
+    left = {path.name for path in (folder / "pictures").iterdir()}  # of a data set that was here before
+    with (folder / "data.jsonl.part").open("w", encoding="utf-8") as file:
         for example in examples:
-            name = f"{example.question.id}.png"
-            example.question.scene(world).picture.save(pictures / name)
             row = {
                 "question": example.question.as_dict(),
                 "label": example.label,
-                "picture": name,
+                "picture": _save_picture(example.question, folder / "pictures", world),
                 "messages": example.messages,
                 "trajectory": example.trajectory,
             }
+            left.discard(row["picture"])
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    for name in left:
+        (folder / "pictures" / name).unlink()
     (folder / "data.jsonl.part").replace(folder / "data.jsonl")
-    text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
-    (folder / "card.json.part").write_text(text)
-    (folder / "card.json.part").replace(folder / "card.json")
+    write_whole(folder / "card.json", json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+
+
+def _save_picture(question: Asked, folder: Path, world: World) -> str:
+    """Put the picture into the folder and return its name there; a file is copied as it is."""
+    plain = re.fullmatch(r"\w[\w.-]*", question.id)
+    stem = question.id if plain else hashlib.sha256(question.id.encode()).hexdigest()[:24]
+    if isinstance(question, PublicQuestion):
+        name = stem + Path(question.picture).suffix
+        shutil.copyfile(question.picture, folder / name)
+    else:
+        name = f"{stem}.png"
+        question.scene(world).picture.save(folder / name)
+    return name
 
 
 def load_examples(folder: Path) -> tuple[list[Example], list[Image.Image]]:
@@ -158,23 +213,22 @@ def load_examples(folder: Path) -> tuple[list[Example], list[Image.Image]]:
     if not (folder / "card.json").exists():
         raise FileNotFoundError(f"{folder} holds no finished data set: run notebook 01 first")
     examples, pictures = [], []
-    for line in (folder / "data.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        question = Question.from_dict(row["question"])
-        examples.append(Example(question, row["label"], row["messages"], row["trajectory"]))
-        with Image.open(folder / "pictures" / row["picture"]) as picture:
-            pictures.append(picture.convert("RGB"))
+    with (folder / "data.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            kind = Question if "scene_seed" in row["question"] else PublicQuestion
+            question = kind.from_dict(row["question"])
+            examples.append(Example(question, row["label"], row["messages"], row["trajectory"]))
+            pictures.append(read_picture((folder / "pictures" / row["picture"]).read_bytes()))
     return examples, pictures
 
 
-def describe(examples: Sequence[Example], funnel: dict[str, int], seed: int, preset: str) -> dict:
-    """The card of a data set: where it comes from, counts at each step, and what it holds."""
+def describe(examples: Sequence[Example], funnel: Mapping[str, int], made_with: Mapping[str, object]) -> dict:
+    """The card of a data set: what it was made with, counts at each step, and what it holds."""
     return {
-        "name": "DeepMMSearchVQA in small",
-        "source": "flags × factbook world, scripted teacher, live local tools (paper §3.3)",
-        "preset": preset,
-        "seed": seed,
-        "funnel": funnel,
+        "name": "DeepMMSearchVQA in small (paper §3.3)",
+        **made_with,
+        "funnel": dict(funnel),
         "labels": dict(Counter(e.label for e in examples)),
         "types": dict(sorted(Counter(e.question.type for e in examples).items())),
         "taxonomy": dict(sorted(Counter(e.question.taxonomy for e in examples).items())),

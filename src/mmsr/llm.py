@@ -226,8 +226,8 @@ def in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> lis
             raise
 
 
-def _data(text: str) -> str:
-    """Text that cannot close the marks round it."""
+def as_data(text: str) -> str:
+    """Text for a prompt's <<< and >>>, which it cannot close."""
     return text.replace("<<<", "‹‹‹").replace(">>>", "›››")
 
 
@@ -262,7 +262,7 @@ class Judge:
         """The verdict on one answer. Raises the errors of `tools.limits`; an unreadable reply is a label of None."""
         if not answer.strip():
             return self._count(Verdict("not_attempted", False, "no answer"))
-        prompt = JUDGE.format(question=_data(question), golds=_data(" | ".join(golds)), answer=_data(answer))
+        prompt = JUDGE.format(question=as_data(question), golds=as_data(" | ".join(golds)), answer=as_data(answer))
         reply = self.chat.complete([{"role": "user", "content": prompt}]).text
         label, why = read_verdict(reply)
         return self._count(Verdict(label, exact_match(answer, golds), why))
@@ -312,7 +312,7 @@ class LLMSummariser:
         if not hits:
             return "Nothing was found."
         results = "\n\n".join(
-            f"Result {rank}: <<<{_data(hit.title)}\n{_data(hit.text)}>>>" for rank, hit in enumerate(hits, 1)
+            f"Result {rank}: <<<{as_data(hit.title)}\n{as_data(hit.text)}>>>" for rank, hit in enumerate(hits, 1)
         )
         prompt = self.prompt.format(question=question, query=query, results=results)
         return self.chat.complete([{"role": "user", "content": prompt}]).text.strip()
