@@ -37,6 +37,7 @@ from mmsr.reading import (
 )
 from mmsr.world.data import World
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, COUNT, FRAME, SIDE_OF
+from mmsr.world.relations import RELATIONS
 from mmsr.world.scenes import FRAME_COLOURS, SIDE, Scene, place_flags
 
 VIEW = 96  # side of the picture as the tiny policy sees it
@@ -134,7 +135,7 @@ def fact_lesson(world: World, rng: random.Random) -> Lesson:
 
 def synonym_lesson(rng: random.Random) -> Lesson:
     """Another wording of the same attribute: `same as` gives the page's word, `in other words` the hard one."""
-    relation = any_relation(rng)
+    relation = rng.choice([relation for relation in RELATIONS.values() if relation.hard])
     if rng.random() < 0.8:
         return f"same as: {relation.hard}", relation.noun
     return f"in other words: {relation.noun}", relation.hard

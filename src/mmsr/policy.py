@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
@@ -58,6 +59,11 @@ class PictureProcessor(Qwen2_5_VLProcessor):
             if key in batch and not isinstance(batch[key], torch.Tensor):
                 batch[key] = torch.as_tensor(batch[key])
         return batch
+
+    def _adjust_assistant_masks_indices(self, processed_dict: dict, generation_indices: list) -> dict:
+        """As the parent's, which walks token by token: on a tensor that took a sixth of the time of an SFT step."""
+        processed_dict["offset_mapping"] = [np.asarray(spans).tolist() for spans in processed_dict["offset_mapping"]]
+        return super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
 
 
 def best_device() -> torch.device:

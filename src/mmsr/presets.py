@@ -58,6 +58,7 @@ class Preset:
     sft_epochs: int
     sft_batch: int
     sft_lr: float
+    sft_aliases: float  # share of the rows with searches whose countries go by invented names
     grpo_steps: int
     grpo_questions: int  # per step; times `generations` gives the rollouts
     generations: int
@@ -79,25 +80,26 @@ _TINY = Preset(
     max_pixels=None,
     prompts=TINY_PROMPTS,
     new_tokens=72,
-    observation_tokens=112,
+    observation_tokens=80,
     lora_r=32,
     lora_alpha=64,
-    data_questions=2000,
-    data_examples=700,
-    sft_epochs=3,
+    data_questions=1600,
+    data_examples=1400,
+    sft_epochs=1,
     sft_batch=8,
-    sft_lr=1e-3,
-    grpo_steps=20,
-    grpo_questions=8,
+    sft_lr=1.5e-3,
+    sft_aliases=0.7,
+    grpo_steps=24,
+    grpo_questions=4,
     generations=8,
-    grpo_lr=2e-4,
+    grpo_lr=3e-4,
     grpo_warmup=2,
     temperature=1.0,
-    micro_batch=32,
-    completion_tokens=448,
-    eval_questions=480,
+    micro_batch=16,
+    completion_tokens=512,
+    eval_questions=400,
     eval_batch=100,
-    ablation_questions=200,
+    ablation_questions=100,
     checkpoint_steps=5,
 )
 
@@ -137,6 +139,7 @@ _QWEN3B = _changed(
     sft_epochs=3,
     sft_batch=8,
     sft_lr=1e-4,
+    sft_aliases=0.0,
     grpo_steps=200,
     grpo_questions=8,
     grpo_lr=2e-6,

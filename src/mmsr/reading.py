@@ -41,7 +41,7 @@ def any_relation(rng: random.Random) -> Relation:
 
 
 def noun_of(relation: Relation, rng: random.Random) -> str:
-    return relation.hard if rng.random() < 0.25 else relation.noun
+    return relation.hard if relation.hard and rng.random() < 0.25 else relation.noun
 
 
 def excerpt(text: str, answer: str, rng: random.Random) -> str:

@@ -72,6 +72,8 @@ class Relays:
             found = open_topic(page, rng)
             return Topic(country, name, found[0], found[0], found[1]) if found else None
         relation = any_relation(rng)
+        while kind == "hard" and not relation.hard:
+            relation = any_relation(rng)
         answer = relation.read(self.world.page(country.iso, relation.slug))
         noun = relation.hard if kind == "hard" else relation.noun
         return Topic(country, name, noun, relation.noun, answer) if answer else None

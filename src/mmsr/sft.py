@@ -9,7 +9,9 @@ writes and skips prompts and `<information>` (the chat template's generation mar
 
 from __future__ import annotations
 
+import functools
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,30 +24,57 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from mmsr.dataset import Example
+from mmsr.invented import invented_name
 from mmsr.policy import Policy, best_device, fast_bf16, lora_config
 from mmsr.presets import Preset
 from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers, save_adapter, split_batch
+from mmsr.world.data import load_world
 
 
 def as_rows(
-    examples: Sequence[Example], pictures: Sequence[Image.Image], epochs: int, batch: int, seed: int
+    examples: Sequence[Example], pictures: Sequence[Image.Image], epochs: int, aliases: float, seed: int
 ) -> Dataset:
     """Rows as TRL reads them, all epochs in one pass: `messages` with typed parts and an `images` column.
 
-    Every epoch is shuffled anew and then put into batches of like length, in random order: half of a batch of mixed
-    lengths would be padding.
+    Every epoch is shuffled anew. `aliases` is the share of rows with searches in which countries go by other names.
     """
-    order, rng = [], random.Random(f"{seed}/order")
-    length = [sum(len(str(m["content"])) for m in e.messages) for e in examples]
-    for _ in range(epochs):
-        ranked = sorted(rng.sample(range(len(examples)), len(examples)), key=lambda i: length[i] // 64)
-        batches = [ranked[start : start + batch] for start in range(0, len(ranked), batch)]
-        rng.shuffle(batches)
-        order += [i for group in batches for i in group]
+    rng = random.Random(f"{seed}/order")
+    order = [i for _ in range(epochs) for i in rng.sample(range(len(examples)), len(examples))]
+    messages = []
+    for i in order:
+        rename = examples[i].label == "search_required" and rng.random() < aliases
+        messages.append(typed(aliased(examples[i].messages, rng) if rename else examples[i].messages))
     part = {"type": Value("string"), "text": Value("string")}
     features = Features({"messages": [{"role": Value("string"), "content": [part]}], "images": Many(Picture())})
-    rows = {"messages": [typed(examples[i].messages) for i in order], "images": [[pictures[i]] for i in order]}
-    return Dataset.from_dict(rows, features=features)
+    return Dataset.from_dict({"messages": messages, "images": [[pictures[i]] for i in order]}, features=features)
+
+
+def aliased(messages: Sequence[dict], rng: random.Random) -> list[dict]:
+    """The same conversation with every train country under an invented name, the same one in all its turns.
+
+    The world has 134 train countries: a small policy that meets them again and again learns their names instead of
+    learning to copy a name from what it reads (as in the anonymised entities of Hermann et al., arXiv 1506.03340).
+    """
+    names: dict[str, str] = {}
+
+    def rename(text: str) -> str:
+        return _train_names().sub(lambda match: names.setdefault(match.group(), invented_name(rng)), text)
+
+    renamed = []
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, str):
+            content = rename(content)
+        else:
+            content = [part | {"text": rename(part["text"])} if part.get("text") else part for part in content]
+        renamed.append(message | {"content": content})
+    return renamed
+
+
+@functools.cache
+def _train_names() -> re.Pattern[str]:
+    names = sorted((country.name for country in load_world().by_split("train")), key=len, reverse=True)
+    return re.compile(r"\b(?:" + "|".join(map(re.escape, names)) + r")\b")
 
 
 def typed(messages: Sequence[dict]) -> list[dict]:
@@ -104,7 +133,7 @@ def train_sft(
     trainer = SFTTrainer(
         model=policy.model,
         args=sft_config(preset, folder, seed),
-        train_dataset=as_rows(examples, pictures, preset.sft_epochs, preset.sft_batch, seed),
+        train_dataset=as_rows(examples, pictures, preset.sft_epochs, preset.sft_aliases, seed),
         processing_class=policy.processor,
         peft_config=lora_config(preset.lora_r, preset.lora_alpha),
         callbacks=[StepCSV(folder / "sft.csv")],

@@ -39,28 +39,43 @@ ABOUT_FLAG = (
     "Look at {ref}. What is the {noun} of its country?",
     "Tell me the {noun} of the country that flies {ref}.",
     "Which {noun} belongs to the country of {ref}?",
+    "Give the {noun} of the country of {ref}.",
+    "State the {noun} of the country that flies {ref}.",
     "Name the {noun} of the country of {ref}.",
 )
 ABOUT_COUNTRY = (
     "What is the {noun} of {country}?",
     "Tell me the {noun} of {country}.",
     "Which {noun} belongs to {country}?",
+    "Give the {noun} of {country}.",
+    "State the {noun} of {country}.",
     "Name the {noun} of {country}.",
 )
 ABOUT_EDGE = (
     "What is the {noun} of {edge}?",
     "Tell me the {noun} of {edge}.",
+    "Give the {noun} of {edge}.",
+    "State the {noun} of {edge}.",
     "Name the {noun} of {edge}.",
 )
-COUNT = ("How many flags are there?", "Count the flags in the picture.", "What is the number of flags here?")
+COUNT = (
+    "How many flags are there?",
+    "Count the flags in the picture.",
+    "Give the number of flags in the picture.",
+    "What is the number of flags here?",
+)
 FRAME = (
     "What colour is the frame of {ref}?",
     "Tell me the frame colour of {ref}.",
+    "Look at {ref}. What colour is its frame?",
+    "Which colour has the frame of {ref}?",
     "Look at {ref}. Which colour has its frame?",
 )
 SIDE_OF = (
     "Is {ref} in the left or the right half of the picture?",
     "Left or right half: where is {ref}?",
+    "Look at {ref}. Is it in the left or the right half?",
+    "In the left or the right half of the picture: where do you see {ref}?",
     "In which half of the picture, left or right, do you see {ref}?",
 )
 
@@ -166,8 +181,11 @@ def _draw_question(world: World, split: str, half: str, rng: random.Random, id_:
     }
     if kind == "visual":
         return _visual(scene, common, half, rng)
-    held_out = half == "unseen_question" and kind != "hard"  # a hard wording is held out by its sentence alone
-    relation = rng.choice([r for r in RELATIONS.values() if r.held_out == held_out])
+    held_out = half == "unseen_question"
+    if kind == "hard":  # a hard wording is held out by its sentence alone
+        relation = rng.choice([r for r in RELATIONS.values() if r.hard])
+    else:
+        relation = rng.choice([r for r in RELATIONS.values() if r.held_out == held_out])
     return _about(world, country, relation, common, half, rng)
 
 

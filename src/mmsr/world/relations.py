@@ -1,8 +1,8 @@
 """What can be asked about a country: where the answer stands, and how people word it.
 
 A relation reads its gold answer out of a page with one pattern, so every gold answer is literally in the corpus. `noun`
-is the page's own word; `hard` says the same without it, so that a query made of it fails and must be refined.
-Held-out relations have no hard wording.
+is the page's own word; `hard` says the same without it, so that a query made of it fails and must be refined. Some
+relations have no hard wording, the held-out ones among them.
 """
 
 from __future__ import annotations
@@ -61,6 +61,17 @@ RELATIONS: dict[str, Relation] = {
         Relation("internet", "internet-users", "share of internet users", "part that is online", _PERCENT),
         Relation("military", "military-expenditures", "military expenditure", "cost of its army", _PERCENT),
         Relation("particulates", "particulate-matter", "particulate matter emission", "dust in its air", r"^([\d.]+)"),
+        Relation("language", "languages", "main language", "", r"^Languages: ([^,;:(%\d]+?)(?= *(?:[,;(]|\d|$))"),
+        Relation("ethnic_group", "ethnic-groups", "main ethnic group", "", _FIRST),
+        Relation("resource", "natural-resources", "main natural resource", "", _FIRST),
+        Relation("hazard", "natural-hazards", "main natural hazard", "", _FIRST),
+        Relation("import_partner", "import-partners", "main import partner", "", _FIRST),
+        Relation("location", "location", "location", "", r"^([^,;:(%\d]+)"),
+        Relation("terrain", "terrain", "terrain", "", r"^([^,;:(%\d]+)"),
+        Relation("birth_rate", "birth-rate", "birth rate", "", r"^([\d.]+) births"),
+        Relation(
+            "mobile", "mobile-telephones", "mobile telephone subscriptions", "", r"subscriptions: ([\d.,]+ million)"
+        ),
         Relation("lowest_point", "elevation", "lowest point", "", r"lowest point: (.+?) -?[\d,.]+ m\b", True),
         Relation("mean_elevation", "elevation", "mean elevation", "", r"mean elevation: ([\d,]+ m)", True),
         Relation("legislature", "legislative-branch", "legislature name", "", r"legislature name: ([^;(,]+)", True),
