@@ -13,7 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_policy import tiny
 
+from mmsr.presets import get_preset
+from mmsr.setup import open_tools
+from mmsr.sources import Sources, connect
 from mmsr.tools import milvus
 from mmsr.tools.base import Hit, ToolError
 from mmsr.tools.image import LocalImageSearch, on_white
@@ -98,6 +102,17 @@ def test_flags_are_found_as_by_the_local_engine(uri: str) -> None:
         assert len(found) == 5 and same(found, ranked), flag.title
         exactly += found == ranked[:5]
     assert exactly / len(WORLD.flags) > 0.95
+
+
+def test_parameters_of_a_notebook_name_it(uri: str) -> None:
+    sources = Sources(search="milvus", search_url=uri, picture_search="milvus", picture_url=uri)
+    tools = open_tools(get_preset("tiny"), tiny(), WORLD, connect(sources))
+    assert tools.text.search("Kenya capital", 5) == TEXT.search("Kenya capital", 5)
+    flag = WORLD.flag("ke").convert("RGB")
+    assert tools.image.search(flag, 5) == IMAGE.search(flag, 5)
+    for address in ("", "world.sqlite"):
+        with pytest.raises(ValueError, match=r"search_url must be an address such as .*, or a file that ends in \.db"):
+            Sources(search="milvus", search_url=address)
 
 
 def test_the_world_is_indexed_once(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

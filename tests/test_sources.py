@@ -44,10 +44,10 @@ def web() -> LocalWeb:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"search": "gogle"}, "search must be one of local, serper, serpapi"),
+        ({"search": "gogle"}, "search must be one of local, milvus, serper, serpapi"),
         (
             {"picture_search": "serper"},
-            "picture_search must be one of local, serpapi_lens, google_vision: got 'serper'",
+            "picture_search must be one of local, milvus, serpapi_lens, google_vision: got 'serper'",
         ),
         ({"grounder": "dinoo"}, "grounder must be one of base, dino"),
         ({"mode": "replays", "record": "x"}, "mode must be one of live, record, replay"),
@@ -223,7 +223,7 @@ def test_a_call_that_was_not_recorded_ends_a_notebook_in_its_cell(web: LocalWeb,
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"search": "gogle"}, "01_searches: search must be one of local, serper"),
+        ({"search": "gogle"}, "01_searches: search must be one of local, milvus, serper"),
         ({"search": "serper"}, "01_searches: serper needs a key: set the environment variable SERPER_API_KEY."),
         ({"benchmark": "okvqb"}, "01_searches: There is no benchmark 'okvqb'"),
         ({"benchmark": "okvqa"}, "01_searches: data_dir must be the folder with the files of okvqa"),

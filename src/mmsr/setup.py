@@ -9,10 +9,11 @@ from pathlib import Path
 from mmsr.env import Limits, SearchEnv, Task, Tools
 from mmsr.policy import Policy
 from mmsr.presets import Preset
-from mmsr.sources import LOCAL, Connection, Sources, connect
+from mmsr.sources import LOCAL, MILVUS, Connection, Sources, connect
 from mmsr.tools.base import Grounder, ImageSearch, TextSearch
 from mmsr.tools.ground import BaseGrounder
 from mmsr.tools.image import LocalImageSearch
+from mmsr.tools.milvus import world_image_search, world_text_search
 from mmsr.tools.summary import ExtractiveSummariser, Shortened
 from mmsr.tools.text import LocalTextSearch
 from mmsr.tools.web_text import WorldHits
@@ -48,6 +49,8 @@ def open_tools(preset: Preset, policy: Policy, world: World, connection: Connect
 def _text(world: World, connection: Connection) -> TextSearch:
     if connection.sources.search == LOCAL:
         return LocalTextSearch(world)
+    if connection.sources.search == MILVUS:
+        return world_text_search(world, connection.sources.search_url)
     engine = connection.text_search()
     return WorldHits(engine, world.pages) if connection.sources.search_url else engine
 
@@ -55,6 +58,8 @@ def _text(world: World, connection: Connection) -> TextSearch:
 def _image(world: World, connection: Connection) -> ImageSearch:
     if connection.sources.picture_search == LOCAL:
         return LocalImageSearch(world)
+    if connection.sources.picture_search == MILVUS:
+        return world_image_search(world, connection.sources.picture_url)
     engine = connection.picture_search()
     return WorldHits(engine, {flag.iso for flag in world.flags}) if connection.sources.picture_url else engine
 

@@ -9,6 +9,7 @@
 |---|---|
 | search, search_url | "local" or an engine of `tools.web_text`; another address for it, such as `mmsr serve` gives |
 | picture_search, picture_url | "local" or an engine of `tools.web_image`; another address for it |
+| … "milvus" for either | the world in the Milvus at the address, or in the file (.db), that the second one gives |
 | read_pages | whether the pages that a web engine names are read, or their snippets have to do |
 | grounder | "base" (the frozen policy) or "dino" (Grounding DINO) |
 | teacher, judge, summary | a model's name at the endpoint; "" for the script, exact match, the extractive summary |
@@ -41,7 +42,8 @@ from mmsr.tools.replay import Outside
 from mmsr.tools.web_image import IMAGE_ENGINES, WebImageSearch
 from mmsr.tools.web_text import TEXT_ENGINES, Engine, WebTextSearch
 
-LOCAL = "local"
+LOCAL, MILVUS = "local", "milvus"
+ADDRESS = re.compile(r"https?://[^/?#@\s]+(/[^?#\s]*)?")
 GROUNDERS = ("base", "dino")
 MODES = ("live", "record", "replay")
 OWN_RATE = 100.0  # calls a second to a server of one's own
@@ -75,15 +77,17 @@ class Sources:
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
 
     def __post_init__(self) -> None:
-        _one_of("search", self.search, (LOCAL, *TEXT_ENGINES))
-        _one_of("picture_search", self.picture_search, (LOCAL, *IMAGE_ENGINES))
+        _one_of("search", self.search, (LOCAL, MILVUS, *TEXT_ENGINES))
+        _one_of("picture_search", self.picture_search, (LOCAL, MILVUS, *IMAGE_ENGINES))
         _one_of("grounder", self.grounder, GROUNDERS)
         _one_of("mode", self.mode, MODES)
-        for name in ("search_url", "picture_url", "llm_url"):
-            if getattr(self, name) and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", getattr(self, name)):
-                raise ValueError(
-                    f"{name} must be an address such as http://127.0.0.1:8765, not {getattr(self, name)!r}."
-                )
+        engines = {"search_url": self.search, "picture_url": self.picture_search, "llm_url": ""}
+        for name, engine in engines.items():
+            url = getattr(self, name)
+            in_file = engine == MILVUS and url.endswith(".db")
+            if (url and not in_file and not ADDRESS.fullmatch(url)) or (engine == MILVUS and not url):
+                file = ", or a file that ends in .db" if engine == MILVUS else ""
+                raise ValueError(f"{name} must be an address such as http://127.0.0.1:8765{file}, not {url!r}.")
         for engine, url in (("search", "search_url"), ("picture_search", "picture_url")):
             if getattr(self, url) and getattr(self, engine) == LOCAL:
                 raise ValueError(f"{url} is given but {engine} is {LOCAL}: name the engine whose dialect it speaks.")
@@ -114,7 +118,7 @@ class Sources:
     def engines(self) -> list[Service]:
         """The services of the search engines that are asked."""
         chosen = [(TEXT_ENGINES, self.search, self.search_url), (IMAGE_ENGINES, self.picture_search, self.picture_url)]
-        return [moved(engines[name], url).service for engines, name, url in chosen if name != LOCAL]
+        return [moved(engines[name], url).service for engines, name, url in chosen if name in engines]
 
     def check_keys(self) -> None:
         """Raises KeyRefused where a key is missing that a call would need; a replay needs none."""
