@@ -20,7 +20,19 @@ from mmsr.metrics import Interval
 from mmsr.runs import record_metrics
 from mmsr.tools.replay import Call, Outside
 
-COMMANDS = ("run", "table", "compare", "ask", "replay", "replay export", "replay import", "replay stats", "serve")
+COMMANDS = (
+    "run",
+    "table",
+    "compare",
+    "sft",
+    "grpo",
+    "ask",
+    "replay",
+    "replay export",
+    "replay import",
+    "replay stats",
+    "serve",
+)
 
 
 @pytest.fixture

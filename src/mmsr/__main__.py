@@ -3,6 +3,7 @@
     mmsr run [01 … 05] [--preset tiny] [--name NAME] [--seed N] [-p key=value …] [--fresh]
     mmsr table RUN                              the results of a run
     mmsr compare RUN RUN                        exits 1 where their metrics differ
+    mmsr sft|grpo --preset P --run RUN          a training alone, for accelerate launch -m mmsr …
     mmsr ask PICTURE "question" [--html FILE]   the trained agent on any picture
     mmsr replay export|import|stats RECORD …    recorded calls of live tools
     mmsr serve [--port N]                       the offline world as a web engine
@@ -62,6 +63,14 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", type=Path, nargs=2, metavar="run")
     compare.add_argument("--costs", action="store_true", help="compare time and memory too")
     compare.set_defaults(command=_compare)
+
+    for name, number in (("sft", "02"), ("grpo", "03")):
+        train = commands.add_parser(name, help=f"what notebook {number} trains, on the processes accelerate launches")
+        train.add_argument("--preset", default="tiny", help="default: %(default)s")
+        train.add_argument("--run", type=Path, required=True, metavar="RUN", help="the folder that notebook 01 filled")
+        train.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+        train.add_argument("-p", dest="parameters", action="append", default=[], metavar="key=value")
+        train.set_defaults(command=_train, stage=name)
 
     ask = commands.add_parser("ask", help="ask the trained agent about a picture, and see each of its turns")
     ask.add_argument("picture", type=Path)
@@ -154,6 +163,17 @@ def _compare(options: argparse.Namespace) -> int:
         raise UsageError(str(error)) from error
     print("\n".join(differences) if differences else "The runs agree.")
     return 1 if differences else 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    parameters, root = _parameters(options.parameters), repository()
+    from mmsr.launch import LaunchError, launch
+
+    try:
+        launch(options.stage, options.preset, options.run, options.seed, parameters, root)
+    except LaunchError as error:
+        raise UsageError(str(error)) from error
+    return 0
 
 
 def _ask(options: argparse.Namespace) -> int:
