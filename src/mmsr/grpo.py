@@ -11,6 +11,7 @@ Paper's settings: 8 rollouts a question, advantage = reward − group mean (no s
 from __future__ import annotations
 
 import csv
+import importlib.util
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from mmsr.sft import typed
 from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers, save_adapter, split_batch
 
 MAX_TURNS = 10
+PROMPT_TOKENS = 2048  # room for the first turn's prompt and picture beside the completion, where vLLM rolls out
 
 
 def read_turn(text: str, finished: bool) -> dict[str, Any]:
@@ -69,9 +71,27 @@ def as_rows(tasks: Sequence[Task], preset: Preset) -> Dataset:
     return Dataset.from_dict(rows, features=features)
 
 
-def grpo_config(preset: Preset, folder: Path, seed: int, kl: float) -> GRPOConfig:
+def vllm_settings(preset: Preset) -> dict[str, Any]:
+    """Rollouts by vLLM on the GPU that trains: it keeps a key-value cache between turns, and a share of the memory.
+
+    vLLM resizes pictures by the hub's own settings: larger ones than `max_pixels` do not fit our prompts. Raises
+    ImportError where vLLM is missing.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise ImportError("rollouts by vLLM need it installed: pip install 'mmsr[vllm]', or leave vllm off")
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": 0.3,
+        "vllm_max_model_length": PROMPT_TOKENS + preset.completion_tokens,
+        "generation_kwargs": {"max_tokens": preset.new_tokens},
+    }
+
+
+def grpo_config(preset: Preset, folder: Path, seed: int, kl: float, vllm: bool = False) -> GRPOConfig:
     """The paper's settings, sizes by preset."""
     rows, passes = split_batch(preset.grpo_questions * preset.generations, preset.micro_batch)
+    rollouts = vllm_settings(preset) if vllm else {"generation_kwargs": {"max_new_tokens": preset.new_tokens}}
     return GRPOConfig(
         output_dir=str(folder / "checkpoints"),
         max_steps=preset.grpo_steps,
@@ -88,7 +108,7 @@ def grpo_config(preset: Preset, folder: Path, seed: int, kl: float) -> GRPOConfi
         temperature=preset.temperature,
         max_completion_length=preset.completion_tokens,
         max_tool_calling_iterations=MAX_TURNS,
-        generation_kwargs={"max_new_tokens": preset.new_tokens},
+        **rollouts,
         mask_truncated_completions=False,
         bf16=fast_bf16(best_device()),
         gradient_checkpointing=preset.policy != "tiny",
@@ -147,6 +167,7 @@ def train_grpo(
     weights: RewardWeights | None = None,
     kl: float = 0.001,
     judge: Judge = matches,
+    vllm: bool = False,
 ) -> Policy:
     """Train a policy that carries the SFT adapter, going on from the last checkpoint if there is one.
 
@@ -155,7 +176,7 @@ def train_grpo(
     quiet_trainers()
     install_parser(policy.tokenizer)
     functions, shares = reward_functions({task.id: task for task in tasks}, weights or RewardWeights(), judge)
-    config = grpo_config(preset, folder, seed, kl)
+    config = grpo_config(preset, folder, seed, kl, vllm)
     config.reward_weights = shares
     trainer = GRPOTrainer(
         model=policy.model,

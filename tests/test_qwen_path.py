@@ -1,0 +1,423 @@
+"""The path of the Qwen presets on a random Qwen2.5-VL of their class: files, boxes, LoRA, trainings, notebooks.
+
+The model is the hub's in everything but size (`random_qwen.py`), so what is shown is that the path holds, not what a
+trained one would score. On a CPU; nothing here needs the network.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import trl
+from PIL import Image
+from random_qwen import hub_copy, random_qwen
+from safetensors.torch import load_file
+
+from mmsr import grpo
+from mmsr.ablation import oracle
+from mmsr.dataset import Example, to_messages
+from mmsr.env import first_messages
+from mmsr.grpo import grpo_config, train_grpo
+from mmsr.policy import Policy, add_lora, load_policy
+from mmsr.presets import Preset, get_preset
+from mmsr.rollout import as_coordinates
+from mmsr.runner import run
+from mmsr.runs import read_metrics
+from mmsr.setup import env_factory, local_tools
+from mmsr.sft import sft_config, train_sft
+from mmsr.teacher import Teacher, as_task
+from mmsr.tools.ground import BaseGrounder
+from mmsr.world.data import load_world
+from mmsr.world.questions import make_questions
+
+QWEN = get_preset("qwen3b")
+WORLD = load_world()
+QUESTIONS = [q for q in make_questions(WORLD, "train", 40, seed=61) if q.type in ("fact", "one_hop")][:4]
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_qwen(tmp_path_factory.mktemp("qwen") / "random")
+
+
+@pytest.fixture(scope="module")
+def preset(folder: Path) -> Preset:
+    """qwen3b on that model, with few of everything and rates that show within two steps."""
+    sizes = {"sft_epochs": 2, "sft_batch": 2, "grpo_steps": 2, "grpo_questions": 1, "generations": 4, "grpo_warmup": 0}
+    tokens = {"new_tokens": 64, "observation_tokens": 100, "completion_tokens": 1500}
+    return replace(QWEN, policy=str(folder), revision=None, sft_lr=1e-2, grpo_lr=1e-2, **sizes, **tokens)
+
+
+def load(preset: Preset, adapter: Path | None = None) -> Policy:
+    return load_policy(preset.policy, adapter, preset.revision, preset.max_pixels)
+
+
+@pytest.fixture(scope="module")
+def policy(preset: Preset) -> Policy:
+    """The base, for tests that only read it."""
+    return load(preset)
+
+
+def conversations(n: int) -> list[tuple[Image.Image, list[dict]]]:
+    tasks = [as_task(question, WORLD) for question in QUESTIONS[:n]]
+    return [(task.picture, first_messages(task, QWEN.prompts)) for task in tasks]
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def test_files_laid_out_as_the_hubs_load_whole_and_in_bf16(folder: Path, policy: Policy) -> None:
+    kept = load_file(folder / "model.safetensors")
+    assert {name.split(".")[0] for name in kept} == {"model", "visual"}  # the hub's names
+    weights = dict(policy.model.named_parameters())
+    assert len(weights) == len(kept) and {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    found = weights["model.language_model.layers.1.mlp.up_proj.weight"]
+    assert torch.equal(found, kept["model.layers.1.mlp.up_proj.weight"])
+    assert torch.equal(weights["model.visual.merger.mlp.2.weight"], kept["visual.merger.mlp.2.weight"])
+    config, tokenizer = policy.model.config, policy.tokenizer
+    assert config.image_token_id == tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    assert {"<|im_start|>", "<|im_end|>", "<|image_pad|>"} <= {*tokenizer.all_special_tokens}
+    assert tokenizer.tokenize("in 1234")[-4:] == ["1", "2", "3", "4"]  # digit by digit, as Qwen's
+
+
+def test_the_pinned_state_of_the_hub_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    pinned, newer = (random_qwen(tmp_path / f"seed{seed}", seed) for seed in (1, 2))
+    for name in ("qwen3b", "qwen7b"):
+        preset = get_preset(name)
+        hub_copy(pinned, tmp_path, preset.policy, preset.revision)
+        hub_copy(newer, tmp_path, preset.policy, "f" * 40)
+        refs = tmp_path / f"models--{preset.policy.replace('/', '--')}" / "refs"
+        refs.mkdir()
+        (refs / "main").write_text("f" * 40)
+        for loaded, source in ((load(preset), pinned), (load_policy(preset.policy), newer)):
+            found = loaded.model.get_parameter("model.visual.merger.mlp.0.weight")
+            assert torch.equal(found, load_file(source / "model.safetensors")["visual.merger.mlp.0.weight"])
+        with pytest.raises(OSError):
+            load_policy(preset.policy, revision="0" * 40)
+
+
+def test_another_model_takes_the_settings_and_not_the_revision() -> None:
+    other = get_preset("qwen7b", model="my/qwen")
+    assert (other.policy, other.revision) == ("my/qwen", None)
+    assert replace(other, policy=get_preset("qwen7b").policy, revision=get_preset("qwen7b").revision) == get_preset(
+        "qwen7b"
+    )
+    assert get_preset("qwen7b", model=get_preset("qwen7b").policy) == get_preset("qwen7b")
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, package: str, whether: bool) -> None:
+    """Let a package be found, or not."""
+    real, found = importlib.util.find_spec, object() if whether else None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: found if name == package else real(name, *rest))
+
+
+def test_four_bits_without_the_extra_are_refused_in_a_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, "bitsandbytes", False)
+    with pytest.raises(ImportError, match=r"needs bitsandbytes: pip install 'mmsr\[four-bit\]'"):
+        load_policy(str(folder), four_bit=True)
+
+
+def test_a_base_in_four_bits_learns(folder: Path, policy: Policy) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="an extra")
+    quantised = load_policy(str(folder), four_bit=True)
+    linear = bitsandbytes.nn.Linear4bit
+    names = {name for name, module in quantised.model.named_modules() if isinstance(module, linear)}
+    layers = policy.model.config.get_text_config().num_hidden_layers
+    assert len(names) == 7 * layers and all(".language_model.layers." in name for name in names)
+    assert quantised.model.get_parameter("model.visual.merger.mlp.0.weight").dtype == torch.bfloat16
+    trained = add_lora(quantised, r=4, alpha=8)
+    picture, messages = conversations(1)[0]
+    rendered = trained.processor.apply_chat_template(messages, tokenize=False)
+    batch = trained.processor(text=[rendered], images=[[picture]], return_tensors="pt")
+    trained.model(**batch, labels=batch["input_ids"]).loss.backward()
+    assert all(w.grad.abs().sum() > 0 for n, w in trained.model.named_parameters() if "lora_B" in n)
+    assert len(quantised.generate(conversations(1), 8)) == 1
+
+
+# --- pictures and boxes -----------------------------------------------------------------------------------------------
+
+SIZES = [(384, 384), (4000, 120), (90, 2400), (3000, 2000), (31, 57), (20, 20), (1, 150)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_frame_is_that_of_the_processor(policy: Policy, size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", size)
+    batch = policy.processor(text=["<|vision_start|><|image_pad|><|vision_end|>"], images=[[picture]])
+    _, rows, columns = batch["image_grid_thw"][0].tolist()
+    width, height = policy.frame(picture)
+    assert (width, height) == (14 * columns, 14 * rows) and width % 28 == height % 28 == 0
+    assert width * height <= QWEN.max_pixels
+    pads = list(batch["input_ids"][0]).count(policy.model.config.image_token_id)
+    assert pads == rows * columns // 4
+
+
+@pytest.mark.parametrize("size", SIZES[:-1])
+@pytest.mark.parametrize("form", ['```json\n[\n\t{{"bbox_2d": [{}], "label": "the flag"}}\n]\n```', "{}"])
+def test_boxes_in_qwens_frame_come_back_to_the_picture(
+    policy: Policy, size: tuple[int, int], form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The box that Qwen would write, in pixels of the resized picture, read back to within its frame's resolution."""
+    picture = Image.new("RGB", size)
+    known = (size[0] // 4, size[1] // 3, size[0] * 3 // 4, size[1] * 4 // 5)
+    scale = [side / frame for side, frame in zip(size * 2, policy.frame(picture) * 2)]
+    written = ", ".join(str(round(v / s)) for v, s in zip(known, scale))
+    asked = []
+
+    def answers(self, conversations, max_new_tokens, *args, **kwargs):
+        asked.append((conversations[0][1][0]["content"][-1]["text"], max_new_tokens))
+        return [form.format(written)]
+
+    monkeypatch.setattr(Policy, "generate", answers)
+    box = BaseGrounder(policy, QWEN.prompts.locate).locate(picture, "the flag on the left")
+    assert all(abs(a - b) <= 0.5 + s / 2 for a, b, s in zip(box, known, scale))
+    ((question, limit),) = asked
+    assert question.startswith("Locate the flag on the left and give its box as JSON: [{")
+    answer = '```json\n[\n\t{"bbox_2d": [1204, 1064, 1337, 1187], "label": "the flag on the left"}\n]\n```'
+    assert policy.count_tokens(answer) < limit  # the longest answer there is room for
+
+
+def test_a_crop_by_coordinates_is_in_qwens_frame(policy: Policy) -> None:
+    task = as_task(next(q for q in QUESTIONS if q.box), WORLD)
+    exact = oracle([next(q for q in QUESTIONS if q.box)], WORLD)
+    turn = as_coordinates(policy, exact)("<reason>a</reason>\n<img_search> the flag</img_search>", task)
+    env = env_factory(QWEN, local_tools(QWEN, policy, WORLD), [task])()
+    env.reset(task.id)
+    env.step(turn)
+    assert env.trajectory.turns[0].content != ",".join(map(str, task.box))  # 384 pixels are seen as 392
+    assert all(abs(a - b) <= 1 for a, b in zip(env.trajectory.turns[0].box, task.box))
+
+
+# --- generation -------------------------------------------------------------------------------------------------------
+
+
+def test_greedy_decoding_is_plain_and_keeps_its_cache(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's generation settings ask for sampling and a penalty on repeated tokens; neither counts here."""
+    settings = policy.model.generation_config
+    assert settings.do_sample and settings.repetition_penalty == 1.05
+    lengths, forward = [], policy.model.model.language_model.forward
+
+    def counted(*args, **kwargs):
+        lengths.append(kwargs["inputs_embeds"].shape[1])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(policy.model.model.language_model, "forward", counted)
+    ((picture, messages),) = conversations(1)
+    text = policy.generate([(picture, messages)], 12)[0]
+    assert lengths[0] > 400 and set(lengths[1:]) == {1}
+    rendered = policy.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = policy.processor(text=[rendered], images=[[picture]], return_tensors="pt")
+    for _ in range(12):
+        best = policy.model(**ids).logits[0, -1].argmax()
+        if best == policy.tokenizer.eos_token_id:
+            break
+        ids["input_ids"] = torch.cat([ids["input_ids"], best.view(1, 1)], 1)
+        ids["attention_mask"] = torch.ones_like(ids["input_ids"])
+        ids["mm_token_type_ids"] = (ids["input_ids"] == policy.model.config.image_token_id).long()
+    written = ids["input_ids"][0, lengths[0] :]
+    assert policy.tokenizer.decode(written, skip_special_tokens=True) == text
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def frozen(policy: Policy) -> dict[str, torch.Tensor]:
+    """The base's weights under their names, whatever lies over them."""
+    return {
+        name.removeprefix("base_model.model.").replace(".base_layer", ""): weight
+        for name, weight in policy.model.state_dict().items()
+        if "lora_" not in name
+    }
+
+
+def test_lora_is_on_the_language_model_in_fp32_and_nothing_else_learns(preset: Preset) -> None:
+    tuned = add_lora(load(preset), r=8, alpha=16)
+    learning = {name: weight for name, weight in tuned.model.named_parameters() if weight.requires_grad}
+    assert all(".language_model.layers." in name and "lora_" in name for name in learning)
+    assert {weight.dtype for weight in learning.values()} == {torch.float32}
+    layers = tuned.model.config.get_text_config().num_hidden_layers
+    assert len(learning) == layers * 7 * 2
+    assert not any(weight.requires_grad for name, weight in tuned.model.named_parameters() if "visual" in name)
+
+
+@pytest.mark.parametrize("config", [sft_config(QWEN, Path("x"), 0), grpo_config(QWEN, Path("x"), 0, 0.001)])
+def test_the_settings_are_the_papers(config) -> None:
+    assert config.gradient_checkpointing and config.learning_rate == (1e-4 if "SFT" in type(config).__name__ else 2e-6)
+    if "SFT" in type(config).__name__:
+        assert config.lr_scheduler_type == "cosine" and config.warmup_steps == 0.1 and QWEN.sft_epochs == 3
+        assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 8
+    else:
+        assert (config.beta, config.epsilon, config.warmup_steps, config.num_generations) == (0.001, 0.2, 45, 8)
+        assert config.scale_rewards == "none" and config.max_completion_length == 8192
+        assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64
+
+
+def test_vllm_rolls_out_on_the_training_gpu_within_the_presets_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, "vllm", False)
+    with pytest.raises(ImportError, match="rollouts by vLLM need it installed"):
+        grpo_config(QWEN, Path("x"), 0, 0.001, vllm=True)
+    installed(monkeypatch, "vllm", True)
+    config = grpo_config(QWEN, Path("x"), 0, 0.001, vllm=True)
+    assert (config.use_vllm, config.vllm_mode) == (True, "colocate")
+    assert config.generation_kwargs == {"max_tokens": QWEN.new_tokens}  # vLLM's name for max_new_tokens
+    assert config.vllm_max_model_length > config.max_completion_length == QWEN.completion_tokens
+    assert not grpo_config(QWEN, Path("x"), 0, 0.001).use_vllm
+
+
+def checkpointed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the layers that are run through gradient checkpointing."""
+    calls, real = [], torch.utils.checkpoint.checkpoint
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", counted)
+    return calls
+
+
+def watch(patch: pytest.MonkeyPatch, trainer: type) -> list[dict[str, torch.Tensor]]:
+    """Notes what each loss of a trainer is computed from."""
+    seen, real = [], trainer.compute_loss
+
+    def watched(self, model, inputs, *args, **kwargs):
+        seen.append({key: value.clone() for key, value in inputs.items() if isinstance(value, torch.Tensor)})
+        return real(self, model, inputs, *args, **kwargs)
+
+    patch.setattr(trainer, "compute_loss", watched)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def cold(preset: Preset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Path]:
+    """A cold start of four steps, on the teacher's conversations in Qwen's prompts."""
+    folder = tmp_path_factory.mktemp("sft")
+    policy, tasks = load(preset), [as_task(q, WORLD) for q in QUESTIONS]
+    env = env_factory(preset, local_tools(preset, policy, WORLD), tasks, oracle(QUESTIONS, WORLD))()
+    examples = [
+        Example(q, "search_required", to_messages(q, Teacher(WORLD).play(q, env), WORLD, preset.prompts))
+        for q in QUESTIONS
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        calls, seen = checkpointed(patch), watch(patch, trl.SFTTrainer)
+        trained = train_sft(policy, examples, [task.picture for task in tasks], preset, folder, seed=5)
+    written = {"".join(m["content"] + "<|im_end|>" for m in e.messages if m["role"] == "assistant") for e in examples}
+    learned = {policy.tokenizer.decode(row[row != -100]) for batch in seen for row in batch["labels"]}
+    assert calls and learned == written
+    return trained, folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def moved(after: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> list[bool]:
+    """For each LoRA B, whether it is another than before (nought where it was not there)."""
+    return [not torch.equal(w, before.get(n, torch.zeros_like(w))) for n, w in after.items() if "lora_B" in n]
+
+
+def test_sft_with_gradient_checkpointing_teaches_every_lora_weight(cold: tuple[Policy, Path], policy: Policy) -> None:
+    trained, folder = cold
+    assert all(torch.equal(weight, frozen(policy)[name]) for name, weight in frozen(trained).items())
+    assert all(moved(load_file(folder / "adapter" / "adapter_model.safetensors"), {}))
+    losses = [float(row["loss"]) for row in rows(folder / "sft.csv")]
+    assert len(losses) == 4 and all(float(row["grad_norm"]) > 0 for row in rows(folder / "sft.csv"))
+
+
+def learn(preset: Preset, cold: Path, folder: Path) -> tuple[Policy, dict[str, torch.Tensor]]:
+    policy, tasks = load(preset, cold / "adapter"), [as_task(q, WORLD) for q in QUESTIONS]
+    new_env = env_factory(preset, local_tools(preset, policy, WORLD), tasks)
+    trained = train_grpo(policy, tasks, new_env, preset, folder, seed=5)
+    return trained, load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+TURNS = (
+    "<reason>I look.</reason>\n<img_search> the flag on the left</img_search>",
+    "<reason>I look.</reason>\n<img_search><img_crop>28,56,224,196</img_crop></img_search>",
+    "<reason>I look.</reason>\n<text_search> Kenya capital</text_search>",
+    "<reason>I know.</reason>\n<answer> Nairobi</answer>",
+    "I know it.",
+)
+
+
+def scripted(policy: Policy, seed: int):
+    """A `generate` that writes one of TURNS for each row, in Qwen's tokens, whatever it is asked."""
+    rng, tokenizer = random.Random(seed), policy.tokenizer
+
+    def generate(self, input_ids: torch.Tensor, **_: object) -> torch.Tensor:
+        turns = [tokenizer(rng.choice(TURNS) + "<|im_end|>", return_tensors="pt")["input_ids"][0] for _ in input_ids]
+        written = torch.nn.utils.rnn.pad_sequence(turns, batch_first=True, padding_value=tokenizer.pad_token_id)
+        return torch.cat([input_ids, written], 1)
+
+    return generate
+
+
+def test_grpo_on_searching_rollouts_teaches_every_lora_weight(
+    preset: Preset, cold: tuple[Policy, Path], policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turns are given, for a random model writes none; tools, tokens, rewards, losses and steps are real."""
+    calls, seen = checkpointed(monkeypatch), watch(monkeypatch, trl.GRPOTrainer)
+    monkeypatch.setattr("mmsr.policy.Qwen2_5_VLForConditionalGeneration.generate", scripted(policy, seed=3))
+    trained, after = learn(preset, cold[1], tmp_path)
+    assert calls and all(moved(after, load_file(cold[1] / "adapter" / "adapter_model.safetensors")))
+    assert all(torch.equal(w, frozen(policy)[n]) for n, w in frozen(trained).items())
+    table = rows(tmp_path / "grpo.csv")
+    assert len(table) == 2 and any(float(row["rewards/searches/mean"]) > 0 for row in table)
+    assert any(float(row["rewards/crops/mean"]) > 0 for row in table)
+    assert any(float(row["reward_std"]) > 0 for row in table)
+    assert all(float(row["tools/failure_frequency"]) == 0 for row in table)
+    own, outside = set(), ""
+    for batch in seen:
+        for ids, alive, ours in zip(batch["completion_ids"], batch["completion_mask"], batch["tool_mask"]):
+            own |= {*policy.tokenizer.decode(ids[(alive * ours).bool()]).split("<|im_end|>")}
+            outside += policy.tokenizer.decode(ids[(alive * (1 - ours)).bool()])
+    assert own - {""} <= {*TURNS} and len(own) > 3  # what bears loss is what was generated, to the token
+    assert "<information>" in outside and "Above, between <information> and </information>" in outside
+
+
+def test_equal_rewards_teach_nothing_and_break_nothing(
+    preset: Preset, cold: tuple[Policy, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = grpo.score
+    monkeypatch.setattr(grpo, "score", lambda *given: 0 * real(*given))
+    _, after = learn(replace(preset, grpo_steps=1), cold[1], tmp_path)
+    assert all(weight.isfinite().all() for weight in after.values())
+    assert not any(moved(after, load_file(cold[1] / "adapter" / "adapter_model.safetensors")))
+    assert float(rows(tmp_path / "grpo.csv")[0]["frac_reward_zero_std"]) == 1
+
+
+# --- the notebooks ----------------------------------------------------------------------------------------------------
+
+
+def test_the_five_notebooks_run_by_the_hubs_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preset qwen_smoke is qwen3b with small counts; its policy is found in the hub's cache, at the pinned revision."""
+    smoke = get_preset("qwen_smoke")
+    assert (smoke.policy, smoke.revision, smoke.prompts) == (QWEN.policy, QWEN.revision, QWEN.prompts)
+    hub_copy(folder, tmp_path / "hub", smoke.policy, smoke.revision)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
+    done = run([], "qwen_smoke", "q", 0, {}, tmp_path)
+    assert len(list(done.glob("0?_*.ipynb"))) == 5
+    manifest = json.loads((done / "manifest.json").read_text())
+    assert manifest["base_model"] == {"name": QWEN.policy, "revision": QWEN.revision}
+    metrics = read_metrics(done)
+    assert {
+        f"eval/{name}/accuracy" for name in ("direct", "rag", "prompted", "sft", "grpo", "teacher")
+    } <= metrics.keys()
+    assert metrics["data/balanced"].value > 0 and metrics["eval/teacher/searches"].value > 0
+    adapters = [load_file(done / stage / "adapter" / "adapter_model.safetensors") for stage in ("sft", "grpo")]
+    assert all(moved(adapters[0], {})) and all(w.isfinite().all() for w in adapters[1].values())
+    played = [json.loads(line) for line in (done / "eval" / "rows.jsonl").read_text().splitlines()]
+    boxes = [turn["box"] for row in played for turn in row["trajectory"]["turns"] if turn["box"]]
+    assert all(0 <= x1 < x2 <= 384 and 0 <= y1 < y2 <= 384 for x1, y1, x2, y2 in boxes)
