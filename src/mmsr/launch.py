@@ -156,5 +156,5 @@ def _grpo(job: Job, adapter: Path) -> dict[str, Interval]:
     tasks = [as_task(question, world) for question in questions]
     new_env = env_factory(size, open_tools(size, policy, world, job.connection), tasks)
     judge = job.connection.judge or matches
-    train_grpo(policy, tasks, new_env, size, job.run / "grpo", job.seed, weights, values["kl"], judge)
+    train_grpo(policy, tasks, new_env, size, job.run / "grpo", job.seed, weights, values["kl"], judge, values["vllm"])
     return first_and_last(job.run / "grpo" / "grpo.csv")
