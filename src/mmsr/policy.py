@@ -13,6 +13,7 @@ Boxes the model writes are in pixels of the picture after its processor's resizi
 from __future__ import annotations
 
 import contextlib
+import warnings
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from mmsr.protocol import CHAT_TEMPLATE, Box
+
+# transformers 5.23 warns of a name that it, PEFT and TRL still use themselves
+warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
 
 TINY_DIR = Path(__file__).parent / "assets" / "tiny"
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"

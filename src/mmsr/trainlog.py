@@ -6,7 +6,6 @@ import csv
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import datasets
@@ -91,4 +90,3 @@ def quiet_trainers() -> None:
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of arguments that TRL passes
