@@ -13,8 +13,8 @@ Boxes the model writes are in pixels of the picture after its processor's resizi
 from __future__ import annotations
 
 import contextlib
-import warnings
 import importlib.util
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
