@@ -240,10 +240,11 @@ def test_what_cannot_be_had_is_told_before_anything_starts(tmp_path: Path, asked
 def test_paths_are_given_from_where_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "clone").mkdir()
     monkeypatch.chdir(tmp_path)
-    show = "from pathlib import Path\n(Path(run_dir) / 'record').write_text(record)"
+    show = "from pathlib import Path\n(Path(run_dir) / 'paths').write_text(f'{record} {search_url} {data_dir}')"
     write(tmp_path / "clone", "01_searches", PARAMETERS, show)
-    folder = run([], "tiny", "r", 0, {"record": "calls.sqlite", "mode": "record"}, tmp_path / "clone")
-    assert (folder / "record").read_text() == "../../calls.sqlite"
+    asked = {"record": "calls.sqlite", "mode": "record", "search": "milvus", "search_url": "world.db"}
+    folder = run([], "tiny", "r", 0, asked | {"data_dir": "/data"}, tmp_path / "clone")
+    assert (folder / "paths").read_text() == "../../calls.sqlite ../../world.db /data"
 
 
 def test_a_sample_below_nothing_is_refused(tmp_path: Path) -> None:

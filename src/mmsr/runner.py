@@ -35,7 +35,7 @@ from mmsr.tools.limits import FatalToolError
 STATE = "state.json"
 RUNS = "papermill_runs"
 OURS = {"preset": "--preset", "seed": "--seed", "run_dir": "--name"}  # parameters that the runner itself sets
-PATHS = ("record", "data_dir", "adapters")  # given from where the command runs, read where the notebooks lie
+PATHS = ("record", "data_dir", "train_dir", "adapters")  # given from where the command runs, read from the notebooks
 LOOSE = ("budget_calls", "budget_money")  # may be raised for a run that goes on
 ALIKE = ("model", "four_bit")  # parameters of which a run has one value, whatever notebooks it runs when
 PATIENCE = 15.0  # seconds to wait for the kernel of a killed run to notice
@@ -209,8 +209,9 @@ def _assign(notebooks: Sequence[Notebook], parameters: Mapping[str, Any]) -> dic
 
 
 def _placed(key: str, value: Any, notebook: Notebook) -> Any:
-    """A path as the notebook reaches it; any other value as it is."""
-    if key not in PATHS or not value or os.path.isabs(value):
+    """A path as the notebook reaches it; any other value as it is. A Milvus may lie in a file or at an address."""
+    in_file = key in ("search_url", "picture_url") and value.endswith(".db") and "://" not in value
+    if not (key in PATHS or in_file) or not value or os.path.isabs(value):
         return value
     return os.path.relpath(os.path.expanduser(value), notebook.path.parent)
 

@@ -42,7 +42,7 @@ def open_tools(preset: Preset, policy: Policy, world: World, connection: Connect
         image_summary=image_summary,
         to_picture=policy.to_picture,
         special_tokens=tuple(policy.tokenizer.all_special_tokens),
-        workers=WORKERS if connection.sources.outside else 1,
+        workers=WORKERS if connection.sources.asks_outside else 1,
     )
 
 

@@ -106,7 +106,7 @@ class Sources:
         return tuple(dict.fromkeys(name for name in (self.teacher, self.judge, self.summary) if name))
 
     @property
-    def outside(self) -> bool:
+    def asks_outside(self) -> bool:
         """Whether a search or its summary is asked for outside."""
         return bool(self.engines() or self.summary)
 
