@@ -22,7 +22,7 @@ from mmsr.setup import local_tools
 from mmsr.world.data import load_world
 from mmsr.world.questions import Question, make_questions
 
-WORLD, PRESET = load_world(), get_preset("smoke")
+WORLD, PRESET = load_world(), replace(get_preset("smoke"), eval_batch=2)
 
 
 @functools.cache

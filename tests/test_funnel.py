@@ -194,7 +194,8 @@ def test_a_wave_of_pictures_is_in_memory_and_no_more(tmp_path: Path, monkeypatch
     monkeypatch.setattr(dataset, "to_task", watched)
     monkeypatch.setattr(funnel, "WAVE", 4)
     gc.collect()
-    made = make(tmp_path, Player({"teacher": "answering"}, by_answering), public(tmp_path, 24))
+    preset = replace(PRESET, eval_batch=1)
+    made = make(tmp_path, Player({"teacher": "answering"}, by_answering), public(tmp_path, 24), preset=preset)
     assert made.built.funnel["played"] == made.built.funnel["correct"] == 24
     assert 1 <= most <= 6
 

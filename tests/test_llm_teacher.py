@@ -103,7 +103,7 @@ def teach(folder: Path, url: str, outside: Outside | None = None, **changes: Any
     talk = chat(url, outside=outside)
     judge = Judge(talk.model, talk.outside)
     labeller = FieldLabeller(chat(url, "fields", talk.outside))
-    return make(folder, LLMTeacher(talk, seed=3).player(), judge=judge, field_of=labeller, **changes)
+    return make(folder, LLMTeacher(talk, seed=3).player(3), judge=judge, field_of=labeller, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_the_judge_keeps_what_exact_match_does_not(web: LocalWeb, tmp_path: Path
 
     web.play(model(wordy))
     made = teach(tmp_path, web.url)
-    strict = make(tmp_path / "strict", LLMTeacher(chat(web.url), seed=3).player())
+    strict = make(tmp_path / "strict", LLMTeacher(chat(web.url), seed=3).player(3))
     assert strict.built.funnel["correct"] == 0 and made.built.funnel["correct"] > 20
     judged = [json.loads(line) for line in (tmp_path / "funnel" / "judged.jsonl").read_text().splitlines()]
     assert {row["label"] for row in judged} <= {"correct", "incorrect"} and len(judged) >= 25

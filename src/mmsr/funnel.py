@@ -39,7 +39,8 @@ from mmsr.protocol import sanitise
 from mmsr.teacher import recall
 from mmsr.world.data import World
 
-WAVE = 512  # questions whose pictures are in memory at once
+WAVE = 512  # questions that are played before the next are prepared
+BATCHES = 4  # of the base's questions whose pictures are in memory at once
 TOLD = 60.0  # seconds between two lines on progress
 UNLABELLED = "Unlabelled"
 BEGUN = "begun.json"
@@ -179,9 +180,9 @@ def build(
     return Built(examples, funnel, made_with, usage)
 
 
-def waves(questions: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
+def waves(questions: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
     """The questions in pieces that are the same at every start."""
-    return (questions[start : start + WAVE] for start in range(0, len(questions), WAVE))
+    return (questions[start : start + size] for start in range(0, len(questions), size))
 
 
 def play_all(
@@ -196,7 +197,7 @@ def play_all(
         return {"trajectory": player.play(question, task, env).as_dict()}
 
     progress = _Progress(len(questions))
-    for wave in waves(questions):
+    for wave in waves(questions, WAVE):
         missing = {question.id: question for question in wave if question.id not in played}
         if missing:
             player.prepare(wave)  # the whole of it: what was played already stands in the same batches
@@ -271,7 +272,7 @@ def ask_all(
     questions: Sequence[Asked], world: World, tools: Tools, policy: Policy, preset: Preset, base: Journal
 ) -> dict[str, Answered]:
     """What the base answers without any tool: the knowledge boundary."""
-    for wave in waves(questions):
+    for wave in waves(questions, BATCHES * preset.eval_batch):
         if any(question.id not in base for question in wave):
             answers = ask_base(policy, wave, world, preset.prompts, preset.eval_batch)
             for question, answer in zip(wave, answers):

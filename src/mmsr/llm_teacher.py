@@ -55,8 +55,8 @@ class LLMTeacher:
             messages += [{"role": "assistant", "content": text}, {"role": "user", "content": _next(question, turn)}]
         return env.trajectory
 
-    def player(self) -> Player:
-        """This teacher as the funnel sees it."""
+    def player(self, workers: int = 8) -> Player:
+        """This teacher as the funnel sees it, playing so many episodes at once."""
         model = self.chat.model
         prompts = "".join(turn_prompt("", before, teacher=True) for before in ("start", "image", "text"))
         settings = {
@@ -64,7 +64,7 @@ class LLMTeacher:
             "temperature": model.temperature,
             "teacher_prompts": hashlib.sha256(prompts.encode()).hexdigest()[:16],
         }
-        return Player(settings, lambda question, task, env: self.play(task, env), model.workers)
+        return Player(settings, lambda question, task, env: self.play(task, env), workers)
 
 
 def _next(question: str, turn: TurnRecord) -> str:
