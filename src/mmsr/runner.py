@@ -36,7 +36,7 @@ STATE = "state.json"
 RUNS = "papermill_runs"
 OURS = {"preset": "--preset", "seed": "--seed", "run_dir": "--name"}  # parameters that the runner itself sets
 PATHS = ("record", "data_dir", "train_dir", "adapters")  # given from where the command runs, read from the notebooks
-LOOSE = ("budget_calls", "budget_money")  # may be raised for a run that goes on
+LOOSE = ("budget_calls", "budget_money", "teacher_workers", "llm_url")  # may change for a run that goes on
 ALIKE = ("model", "four_bit")  # parameters of which a run has one value, whatever notebooks it runs when
 PATIENCE = 15.0  # seconds to wait for the kernel of a killed run to notice
 
