@@ -25,6 +25,7 @@ from accelerate.utils import gather_object
 from PIL import Image
 
 from mmsr.dataset import Example, load_examples
+from mmsr.env import Tools
 from mmsr.evaluate import agent, judge_rows, summarise
 from mmsr.exam import world_exam
 from mmsr.grpo import first_and_last, train_grpo
@@ -41,7 +42,7 @@ from mmsr.sources import Connection, Sources, connect
 from mmsr.teacher import as_task
 from mmsr.tools.limits import FatalToolError
 from mmsr.trainlog import processes, quiet_trainers, split_batch
-from mmsr.world.data import load_world
+from mmsr.world.data import World, load_world
 from mmsr.world.questions import make_questions
 
 NOTEBOOKS = {"sft": "02_sft.ipynb", "grpo": "03_grpo.ipynb"}
@@ -65,6 +66,11 @@ class Job:
         """The policy, with the adapter of a folder."""
         size = self.size
         return load_policy(size.policy, adapter, size.revision, size.max_pixels, self.values["four_bit"])
+
+    def tools(self, policy: Policy, world: World) -> Tools:
+        """The tools that the parameters name; the main process opens them first, should an index have to be made."""
+        with processes().main_process_first():
+            return open_tools(self.size, policy, world, self.connection)
 
 
 def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[str, str], root: Path) -> None:
@@ -139,7 +145,7 @@ def _sft(job: Job, examples: Sequence[Example], pictures: Sequence[Image.Image])
     questions = make_questions(world, "val", max(10, job.size.eval_questions // 6), job.seed)
     with processes().split_between_processes(questions) as mine:
         val = world_exam(mine, world)
-        played = agent(policy, val, job.size, open_tools(job.size, policy, world, job.connection))
+        played = agent(policy, val, job.size, job.tools(policy, world))
         visual = [question.type == "visual" for question in val.questions]
         rows = judge_rows("sft", val, played, visual, job.connection.judge)
     found = summarise(gather_object(rows), job.seed)
@@ -154,7 +160,7 @@ def _grpo(job: Job, adapter: Path) -> dict[str, Interval]:
     )
     questions = make_questions(world, "train", size.grpo_questions * size.grpo_steps, job.seed + 1000)
     tasks = [as_task(question, world) for question in questions]
-    new_env = env_factory(size, open_tools(size, policy, world, job.connection), tasks)
+    new_env = env_factory(size, job.tools(policy, world), tasks)
     judge = job.connection.judge or matches
     train_grpo(policy, tasks, new_env, size, job.run / "grpo", job.seed, weights, values["kl"], judge, values["vllm"])
     return first_and_last(job.run / "grpo" / "grpo.csv")

@@ -11,8 +11,8 @@ the vector of `tools.image`. The words' frequencies are those of the pages at in
 
 Indexes here are exact: SPARSE_INVERTED_INDEX for text, FLAT for pictures. On a cluster the first stays exact at any
 size; for pictures give `index_pictures` HNSW (M 32, efConstruction 200) from about a million vectors, and IVF_SQ8
-(nlist 4·√n) where memory is short. Milvus Lite is for one process and small corpora: what a size costs is measured by
-`python -m mmsr.tools.milvus_measure`.
+(nlist 4·√n) where memory is short. Milvus Lite is for one process and small corpora, above all from its version 3 on,
+which is written in Python; what a size costs is measured by `python -m mmsr.tools.milvus_measure`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import functools
 import hashlib
 import logging
 import os
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,8 +39,9 @@ from mmsr.world.data import Page, World
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
 
-SECONDS = 30.0  # for one call
+SECONDS, BUILDING = 30.0, 1800.0  # for one call; for one that makes the server build something
 CANNOT_CONNECT = 2  # pymilvus's code for it
+KEEPALIVE = 300_000  # milliseconds: a busy Milvus Lite takes pymilvus's pings every ten seconds for an attack
 BATCH_BYTES = 4_000_000  # of an insert; a server takes 64 MB in one message
 TIES = 20  # asked for beyond k, so that equals at the end of a list are ordered as the local engines order them
 TEXT_INDEX = {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "IP", "params": {}}
@@ -67,6 +67,7 @@ class MilvusTextSearch:
     def __init__(self, uri: str, collection: str) -> None:
         self.uri, self.collection = uri, collection
         load(uri, collection)
+        _ask(uri, collection, {0: 1.0}, 1, BUILDING)  # Milvus Lite builds its lists of pages when it is first asked
 
     def search(self, query: str, k: int) -> list[Hit]:
         """The `k` best pages that share a word with the query, best first. Raises Unavailable or ToolError."""
@@ -111,19 +112,25 @@ def _digest(*parts: str, data: bytes = b"") -> str:
 
 def search_vector(uri: str, collection: str, vector: Any, k: int) -> list[Hit]:
     """The best `k` by inner product; equals in the order in which they were indexed, as the local engines have them."""
+    found = _ask(uri, collection, vector, k + TIES, SECONDS)
+    best = sorted(found, key=lambda hit: (-hit["distance"], hit["entity"]["n"]))[:k]
+    pages = [(hit["entity"], round(float(hit["distance"]), 4)) for hit in best]
+    return [Hit(page["name"], page["title"], page["text"], score) for page, score in pages]
+
+
+def _ask(uri: str, collection: str, vector: Any, limit: int, seconds: float) -> list[dict[str, Any]]:
+    """Milvus's answer to one query: distance and fields of each hit."""
     with _told(uri):
         [found] = connect(uri).search(
             collection,
             data=[vector],
             anns_field="vector",
-            limit=k + TIES,
+            limit=limit,
             output_fields=["n", "name", "title", "text"],
             search_params={"metric_type": "IP"},
-            timeout=SECONDS,
+            timeout=seconds,
         )
-    best = sorted(found, key=lambda hit: (-hit["distance"], hit["entity"]["n"]))[:k]
-    pages = [(hit["entity"], round(float(hit["distance"]), 4)) for hit in best]
-    return [Hit(page["name"], page["title"], page["text"], score) for page, score in pages]
+    return found
 
 
 # --- indexing ---------------------------------------------------------------------------------------------------------
@@ -189,8 +196,8 @@ def index_pictures(
 def _fill(
     uri: str, collection: str, vector: Mapping[str, Any], index: Mapping[str, Any], rows: Iterable[dict[str, Any]]
 ) -> None:
-    """Fill a collection under a temporary name, index it, and give it its own: its existence means that it is whole."""
-    client, part, types = connect(uri), f"{collection}_{uuid.uuid4().hex[:8]}", _types()
+    """Make and fill a collection, then index it: that it has an index means that it is whole."""
+    client, types = connect(uri), _types()
     schema = client.create_schema(auto_id=False)
     schema.add_field("n", types.INT64, is_primary=True)
     for name in ("name", "title", "text"):
@@ -199,16 +206,15 @@ def _fill(
     indexes = client.prepare_index_params()
     indexes.add_index(field_name="vector", **index)
     with _told(uri):
-        client.create_collection(part, schema=schema)
+        client.drop_collection(collection)
+        client.create_collection(collection, schema=schema)
         try:
             for batch in batches({"n": n} | row for n, row in enumerate(rows)):
-                client.insert(part, batch, timeout=SECONDS)
-            client.flush(part)
-            client.create_index(part, indexes)
-            client.drop_collection(collection)
-            client.rename_collection(part, collection)
+                client.insert(collection, batch, timeout=BUILDING)
+            client.flush(collection, timeout=BUILDING)
+            client.create_index(collection, indexes, timeout=BUILDING)
         except BaseException:
-            client.drop_collection(part)
+            client.drop_collection(collection)
             raise
 
 
@@ -244,13 +250,15 @@ def connect(uri: str) -> MilvusClient:
     for name in ("pymilvus", "milvus_lite"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they log what they raise
     with _told(uri):
-        return MilvusClient(uri, token=os.environ.get("MILVUS_TOKEN", ""), timeout=SECONDS)
+        token = os.environ.get("MILVUS_TOKEN", "")
+        return MilvusClient(uri, token=token, timeout=SECONDS, grpc_options={"grpc.keepalive_time_ms": KEEPALIVE})
 
 
 def has(uri: str, collection: str) -> bool:
     """Whether there is a collection of that name, whole. Raises Unavailable or ToolError."""
+    client = connect(uri)
     with _told(uri):
-        return connect(uri).has_collection(collection, timeout=SECONDS)
+        return client.has_collection(collection, timeout=SECONDS) and bool(client.list_indexes(collection))
 
 
 def load(uri: str, collection: str) -> None:
@@ -258,7 +266,7 @@ def load(uri: str, collection: str) -> None:
     if not has(uri, collection):
         raise ToolError(f"The Milvus at {uri} has no collection {collection!r}: index it first.")
     with _told(uri):
-        connect(uri).load_collection(collection, timeout=SECONDS)
+        connect(uri).load_collection(collection, timeout=BUILDING)
 
 
 def drop(uri: str, collection: str) -> None:
@@ -284,7 +292,9 @@ def _told(uri: str) -> Iterator[None]:
             raise ToolError(f"The Milvus at {uri} refused ({_short(error.message)}).") from None
         said = _short(error.message)
     except grpc.RpcError as error:
-        said = _short(str(error))
+        if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise ToolError(f"The Milvus at {uri} refused ({error.code().name}: {_short(error.details())}).") from None
+        said = "time is up"
     else:
         return
     raise Unavailable(f"The Milvus at {uri} does not answer ({said}): check the address, and that it runs.")
