@@ -5,9 +5,13 @@ from __future__ import annotations
 import random
 import re
 
+from PIL import Image
+
+from mmsr.dataset import Example
 from mmsr.protocol import parse_turn
-from mmsr.sft import aliased
+from mmsr.sft import aliased, as_rows
 from mmsr.world.data import load_world
+from mmsr.world.questions import make_questions
 
 MESSAGES = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is the capital of its country?"}]},
@@ -47,3 +51,16 @@ def test_a_name_within_a_word_is_left_alone():
     niger = next(c.name for c in world.countries.values() if c.iso == "ne")
     text = f"{niger}ish"
     assert aliased([{"role": "tool", "content": text}], random.Random(0))[0]["content"] == text
+
+
+def test_only_rows_with_searches_are_renamed_and_only_where_asked_for():
+    messages, first, _ = conversation()
+    [question] = make_questions(load_world(), "train", 1, seed=0)
+    pictures = [Image.new("RGB", (8, 8))] * 2
+    examples = [Example(question, label, messages) for label in ("search_free", "search_required")]
+
+    def shown(aliases: float) -> list[bool]:
+        rows = as_rows(examples, pictures, epochs=1, aliases=aliases, seed=0)
+        return sorted(first in str(row) for row in rows["messages"])
+
+    assert shown(0.0) == [True, True] and shown(1.0) == [False, True]

@@ -10,7 +10,7 @@ from stub_tools import SPECIAL, TASK, Engine, environment, turn
 
 from mmsr.env import SearchEnv, first_messages
 from mmsr.presets import TINY_PROMPTS
-from mmsr.protocol import Answer, ImageSearch, ProtocolError, TextSearch, parse_turn
+from mmsr.protocol import Answer, ImageSearch, ProtocolError, TextSearch, parse_turn, sanitise
 from mmsr.reward import RewardWeights, score
 from mmsr.tools.base import ToolError
 from mmsr.tools.limits import BudgetSpent
@@ -137,7 +137,7 @@ def test_a_grounder_that_finds_nothing_leaves_the_whole_picture() -> None:
 
 @pytest.mark.parametrize(("action", "prompt"), [(TEXT, TINY_PROMPTS.after_text), (CROP, TINY_PROMPTS.after_image)])
 def test_the_next_turns_prompt_follows_the_block(action: str, prompt: str) -> None:
-    assert environment().step(action).endswith(f"</information>\n{prompt}")
+    assert environment().step(action).endswith(f"</information>\n{prompt.format(question=sanitise(TASK.question))}")
 
 
 def test_the_trajectory_is_kept_whole() -> None:

@@ -31,7 +31,14 @@ from mmsr.world.questions import make_questions
 
 WORLD = load_world()
 PRESET = replace(
-    get_preset("smoke"), sft_batch=4, sft_epochs=1, lora_r=4, lora_alpha=8, new_tokens=24, completion_tokens=400
+    get_preset("smoke"),
+    sft_batch=4,
+    sft_epochs=1,
+    sft_aliases=0.0,  # what was learned is compared with the examples word for word
+    lora_r=4,
+    lora_alpha=8,
+    new_tokens=24,
+    completion_tokens=400,
 )
 QUESTIONS = [q for q in make_questions(WORLD, "train", 40, seed=61) if q.type in ("fact", "one_hop")][:8]
 
@@ -184,7 +191,7 @@ def test_sft_learns_what_the_policy_writes_alone(cold: Trained, examples: list[E
             assert torch.equal(ids[marked], labels[marked])
             assert "<information>" in tokenizer.decode(ids[~marked])
             learned.add(tokenizer.decode(ids[marked]))
-    assert learned == expected and not any("information" in text for text in learned)
+    assert learned == expected and not any("<information>" in text for text in learned)
 
 
 def test_grpo_learns_nothing_that_was_retrieved(reinforced: Trained) -> None:
