@@ -5,15 +5,18 @@
     mmsr compare RUN RUN                        exits 1 where their metrics differ
     mmsr sft|grpo --preset P --run RUN          a training alone, for accelerate launch -m mmsr …
     mmsr ask PICTURE "question" [--html FILE]   the trained agent on any picture
+    mmsr fit --preset P --gpu-gb N [--json]     whether training it fits such a GPU; exits 1 where nothing does
+    mmsr bench [--model tiny] [--steps N]       speed and memory of training, with random weights
     mmsr replay export|import|stats RECORD …    recorded calls of live tools
     mmsr serve [--port N]                       the offline world as a web engine
 
-Exit status: 0, 1 for a run that failed or differs, 2 for a request that cannot be met, 130 for an interruption.
+Exit status: 0, 1 for what failed, differs or does not fit, 2 for what cannot be met, 130 for an interruption.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -81,6 +84,18 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument("--html", type=Path, metavar="FILE", help="write the episode as a page, with the crop drawn in")
     ask.add_argument("-p", dest="parameters", action="append", default=[], metavar="key=value", help="as for run")
     ask.set_defaults(command=_ask)
+
+    fit = commands.add_parser("fit", help="whether SFT and GRPO of a preset fit a GPU, and with which settings")
+    fit.add_argument("--preset", required=True, help="qwen3b or qwen7b")
+    fit.add_argument("--gpu-gb", type=float, required=True, metavar="N", help="memory of the GPU")
+    fit.add_argument("--json", action="store_true", help="print it as JSON, sizes in bytes")
+    fit.set_defaults(command=_fit)
+
+    bench = commands.add_parser("bench", help="measure SFT and GRPO steps on random weights, and print JSON")
+    bench.add_argument("--model", choices=("tiny", "qwen3b", "qwen7b"), default="tiny", help="default: %(default)s")
+    bench.add_argument("--steps", type=int, default=3, metavar="N", help="after one to warm up (default: %(default)s)")
+    bench.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there instead")
+    bench.set_defaults(command=_bench)
 
     replay = commands.add_parser("replay", help="recorded calls of live tools: export, import, stats")
     actions = replay.add_subparsers(required=True, metavar="action")
@@ -193,6 +208,45 @@ def _ask(options: argparse.Namespace) -> int:
 
 def _say(text: str) -> None:
     print(text, flush=True)
+
+
+def _fit(options: argparse.Namespace) -> int:
+    if not 0 < options.gpu_gb < 100_000:
+        raise UsageError(f"--gpu-gb takes the memory of a GPU in GB, such as 24, not {options.gpu_gb:g}.")
+    from mmsr import fit
+    from mmsr.presets import get_preset
+
+    try:
+        preset = get_preset(options.preset)
+        estimates = fit.fit(preset, options.gpu_gb)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if options.json:
+        print(json.dumps(fit.as_dict(preset, options.gpu_gb, estimates), indent=1, ensure_ascii=False))
+    else:
+        print(fit.as_table(preset, options.gpu_gb, estimates))
+    return 0 if any(estimate.fits for estimate in estimates) else 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if options.steps < 1:
+        raise UsageError(f"--steps takes a number from 1 on, not {options.steps}.")
+    if options.out and not options.out.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder {options.out.parent} to write {options.out.name} into: make it first.")
+    from mmsr.bench import BenchError, bench
+    from mmsr.runs import write_json
+
+    try:
+        report = bench(options.model, options.steps)
+    except BenchError as error:
+        print(f"mmsr: {error}", file=sys.stderr)
+        return 1
+    if options.out:
+        write_json(options.out, report)
+        print(f"written to {options.out}")
+    else:
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+    return 0
 
 
 def _replay(options: argparse.Namespace) -> int:
