@@ -12,10 +12,11 @@ import torch
 from PIL import ExifTags, Image
 
 from mmsr import __main__ as cli
-from mmsr.ask import AskError, ask, find_agent, printable, read_file, read_parameters, turn_text
+from mmsr.ask import SHIPPED, AskError, ask, find_agent, printable, read_file, read_parameters, turn_text
 from mmsr.env import TurnRecord
 from mmsr.policy import add_lora, load_policy
 from mmsr.world.data import load_world
+from mmsr.world.questions import make_questions
 
 TURNS = [
     "<reason>Whose flag is it?</reason>\n<img_search>the flag on the left</img_search>",
@@ -96,6 +97,15 @@ def test_a_run_gives_its_agent_and_its_preset(adapter: Path, tmp_path: Path) -> 
     (run / "grpo" / "adapter").symlink_to(adapter)
     assert find_agent("tiny", run=run, model="tiny").adapter == run / "grpo" / "adapter"
     assert find_agent("qwen7b").adapter is None  # the base, prompted
+
+
+def test_the_shipped_agent_speaks_the_protocol_on_a_picture_of_its_world() -> None:
+    question = next(q for q in make_questions(load_world(), "test", 20, seed=7) if q.type == "one_hop")
+    agent = find_agent()
+    assert agent.preset.name == "tiny" and agent.adapter == SHIPPED
+    episode = ask(agent, question.scene(load_world()).picture, question.text)
+    assert episode.trajectory.end == "answer" and episode.trajectory.searches("img_search") == 1
+    assert episode.trajectory.turns[0].box
 
 
 def test_a_picture_is_made_upright(tmp_path: Path) -> None:

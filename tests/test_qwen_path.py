@@ -264,7 +264,7 @@ def test_the_settings_are_the_papers(config) -> None:
 
 def test_vllm_rolls_out_on_the_training_gpu_within_the_presets_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, "vllm", False)
-    with pytest.raises(ImportError, match="rollouts by vLLM need it installed"):
+    with pytest.raises(ImportError, match="rollouts by vLLM need an environment with it"):
         grpo_config(QWEN, Path("x"), 0, 0.001, vllm=True)
     installed(monkeypatch, "vllm", True)
     config = grpo_config(QWEN, Path("x"), 0, 0.001, vllm=True)

@@ -74,11 +74,12 @@ def as_rows(tasks: Sequence[Task], preset: Preset) -> Dataset:
 def vllm_settings(preset: Preset) -> dict[str, Any]:
     """Rollouts by vLLM on the GPU that trains: it keeps a key-value cache between turns, and a share of the memory.
 
-    vLLM resizes pictures by the hub's own settings: larger ones than `max_pixels` do not fit our prompts. Raises
-    ImportError where vLLM is missing.
+    vLLM resizes pictures by the hub's own settings: larger ones than `max_pixels` do not fit our prompts. It needs an
+    environment of its own: the newest that TRL 1.16 takes (0.31) holds transformers below 5.18, from which on SFT
+    trains. Raises ImportError where it is missing.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise ImportError("rollouts by vLLM need it installed: pip install 'mmsr[vllm]', or leave vllm off")
+        raise ImportError("rollouts by vLLM need an environment with it: pip install 'mmsr[vllm]', or leave vllm off")
     return {
         "use_vllm": True,
         "vllm_mode": "colocate",
