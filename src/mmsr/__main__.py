@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run notebooks in order into papermill_runs/NAME")
     run.add_argument("notebooks", nargs="*", metavar="notebook", help="01 … 05, or full names; all by default")
-    run.add_argument("--preset", default="tiny", help="smoke, tiny, qwen3b, qwen7b or qwen_smoke (default: %(default)s)")
+    run.add_argument("--preset", default="tiny", help="smoke, tiny, qwen_smoke, qwen3b or qwen7b (default: tiny)")
     run.add_argument("--name", help="of the run's folder (default: the preset's)")
     run.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     run.add_argument("-p", dest="parameters", action="append", default=[], metavar="key=value", help="a parameter")
