@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -202,6 +203,15 @@ def test_a_run_of_another_seed_is_refused(tmp_path: Path, capsys: pytest.Capture
     State("tiny", 3, "", {}).save(tmp_path)
     assert cli.main(["sft", "--preset", "tiny", "--run", str(tmp_path)]) == 2
     assert "was begun with preset tiny and seed 3" in capsys.readouterr().err
+
+
+def test_tools_that_cannot_be_had_are_told_before_training(
+    one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(one / "data", tmp_path / "data")
+    milvus = ["-p", "search=milvus", "-p", f"search_url={tmp_path / 'none' / 'world.db'}"]
+    assert cli.main(["sft", "--preset", "smoke", "--run", str(tmp_path), *milvus]) == 2
+    assert "world.db cannot be opened" in capsys.readouterr().err and not (tmp_path / "sft").exists()
 
 
 @pytest.mark.parametrize(

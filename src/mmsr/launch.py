@@ -40,6 +40,7 @@ from mmsr.setup import adapter_of, env_factory, open_tools
 from mmsr.sft import train_sft
 from mmsr.sources import Connection, Sources, connect
 from mmsr.teacher import as_task
+from mmsr.tools.base import ToolError
 from mmsr.tools.limits import FatalToolError
 from mmsr.trainlog import processes, quiet_trainers, split_batch
 from mmsr.world.data import World, load_world
@@ -70,7 +71,10 @@ class Job:
     def tools(self, policy: Policy, world: World) -> Tools:
         """The tools that the parameters name; the main process opens them first, should an index have to be made."""
         with processes().main_process_first():
-            return open_tools(self.size, policy, world, self.connection)
+            try:
+                return open_tools(self.size, policy, world, self.connection)
+            except ToolError as error:
+                raise LaunchError(str(error)) from error
 
 
 def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[str, str], root: Path) -> None:
@@ -139,9 +143,12 @@ def _check_weights() -> None:
 
 def _sft(job: Job, examples: Sequence[Example], pictures: Sequence[Image.Image]) -> dict[str, Interval]:
     """The cold start, and its metrics on validation questions, which the processes divide."""
-    train_sft(job.load(), examples, pictures, job.size, job.run / "sft", job.seed)
-    gc.collect()  # what was trained may be scattered over the processes: what was saved is measured
-    policy, world = job.load(job.run / "sft" / "adapter"), load_world()
+    policy, world = job.load(), load_world()
+    job.tools(policy, world)  # what cannot be had is told now, not after the training
+    train_sft(policy, examples, pictures, job.size, job.run / "sft", job.seed)
+    del policy  # its weights may be scattered over the processes now: what was saved is measured
+    gc.collect()
+    policy = job.load(job.run / "sft" / "adapter")
     questions = make_questions(world, "val", max(10, job.size.eval_questions // 6), job.seed)
     with processes().split_between_processes(questions) as mine:
         val = world_exam(mine, world)

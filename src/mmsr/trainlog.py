@@ -6,6 +6,7 @@ import csv
 import os
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import datasets
@@ -14,6 +15,8 @@ from accelerate import PartialState
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
+
+PATIENCE = timedelta(hours=2)  # of processes for each other: live tools may hold one of them up
 
 
 class StepCSV(TrainerCallback):
@@ -57,7 +60,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 def processes() -> PartialState:
     """The processes that train together, as accelerate launched them; the first call gives each its own device."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def split_batch(batch: int, micro_batch: int) -> tuple[int, int]:
