@@ -27,6 +27,8 @@ COMMANDS = (
     "sft",
     "grpo",
     "ask",
+    "fit",
+    "bench",
     "replay",
     "replay export",
     "replay import",
