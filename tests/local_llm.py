@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def judged(prompt: str) -> str:
-    """The verdict by letters; an answer with an odd number of them gets a reply that cannot be read if it is wrong."""
+    """The verdict by letters; a wrong answer of an odd length gets a reply that cannot be read."""
     golds, answer = re.search(r"will do: <<<(.*?)>>>\nAnswer to judge: <<<(.*?)>>>", prompt, re.DOTALL).groups()
     if answer.lower() in golds.lower().split(" | "):
         return '{"verdict": "correct", "why": "the same letters"}'

@@ -220,7 +220,8 @@ def _search_counts(ax: Axes, rows: Sequence[dict], pairs: dict[str, tuple[str, s
         for number in range(most + 1) if counts else ():
             share = _share(mine, [count == number for count in counts])
             ax.bar(number + offset, 100 * share.value, width=0.36, color=colour, zorder=2)
-            ax.plot([number + offset] * 2, [100 * share.low, 100 * share.high], color=INK, lw=1.2, zorder=3)
+            if share.low is not None:  # the spread of a single cluster is unknown
+                ax.plot([number + offset] * 2, [100 * share.low, 100 * share.high], color=INK, lw=1.2, zorder=3)
         means.append(f"{np.mean([row['searches'] for row in mine]):.2f}" if mine else "–")
     n = len({row["question"]["id"] for row in rows})
     ax.text(0, 1.04, f"n = {n:,}  ·  mean {' → '.join(means)}", transform=ax.transAxes, size=SMALL, color=MUTED)

@@ -22,6 +22,7 @@ never builds the logits of a batch (0.9 MB a position, at 151,936 words in bf16 
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,9 +64,9 @@ PUBLISHED = {  # as in each config.json of the hub
 
 def published_config(policy: str) -> Qwen2_5_VLConfig:
     """The configuration that the hub publishes for a policy. Raises KeyError for one that is not in `PUBLISHED`."""
-    text = _TEXT | PUBLISHED[policy]
+    text = deepcopy(_TEXT | PUBLISHED[policy])
     tied = text.pop("tie_word_embeddings")
-    vision = _VISION | {"out_hidden_size": text["hidden_size"]}
+    vision = deepcopy(_VISION) | {"out_hidden_size": text["hidden_size"]}
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
 
 

@@ -174,7 +174,8 @@ class Lessons(IterableDataset):
             view = np.array(scene.picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
             for _ in range(SCENE_REUSE):
                 if rng.random() < self.phase.relays and (lessons := relays.draw(scene, rng)):
-                    yield self._fill(world, lessons, rng, copying), view
+                    seen = scene_lessons(world, scene, rng)  # what relays never ask, lest it be forgotten
+                    yield self._fill(world, rng.sample(seen, min(2, len(seen))) + lessons, rng, copying), view
                 else:
                     yield self._sequence(world, scene_lessons(world, scene, rng), rng, copying), view
                 drawn += 1
