@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from small_policy import tiny
 
-from mmsr.policy import TINY_DIR, Policy, add_lora, load_policy, load_processor
+from mmsr.policy import TINY_DIR, Policy, add_lora, load_policy, load_processor, merged
 from mmsr.world.data import load_world
 from mmsr.world.questions import make_questions
 
@@ -52,6 +52,35 @@ def test_sampling_follows_the_seed() -> None:
         return tiny().generate(asked(4), 16, temperature=2.0)
 
     assert sampled(1) == sampled(1) != sampled(2)
+
+
+def test_merged_weights_compute_the_same_and_are_put_back_bit_for_bit() -> None:
+    policy = shaken(load_policy("tiny"))
+    ids = torch.tensor([policy.tokenizer("Flag of Kenya, and what is the capital of Kenya?")["input_ids"]])
+    before = {name: weight.clone() for name, weight in policy.model.state_dict().items()}
+    with torch.no_grad():
+        apart = policy.model(input_ids=ids).logits
+        with merged(policy.model):
+            inside = policy.model.state_dict()
+            together = policy.model(input_ids=ids).logits
+            moved = [name for name, weight in before.items() if not torch.equal(inside[name], weight)]
+        with policy.base():
+            base = policy.model(input_ids=ids).logits
+            with merged(policy.model):
+                assert torch.equal(policy.model(input_ids=ids).logits, base)
+    assert len(moved) == 28 and all("language_model" in name for name in moved)  # seven matrices in four layers
+    torch.testing.assert_close(together, apart, atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(apart, base, atol=1e-2)
+    after = policy.model.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_a_base_in_bf16_is_not_merged_into() -> None:
+    policy = shaken(load_policy("tiny"))
+    policy.model.to(torch.bfloat16)
+    before = {name: weight.clone() for name, weight in policy.model.state_dict().items()}
+    with merged(policy.model):
+        assert all(torch.equal(weight, before[name]) for name, weight in policy.model.state_dict().items())
 
 
 def shaken(policy: Policy) -> Policy:

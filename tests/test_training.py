@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from mmsr import grpo
 from mmsr.ablation import oracle
 from mmsr.dataset import Example, to_messages
 from mmsr.env import Limits, SearchEnv
-from mmsr.grpo import first_and_last, install_parser, read_turn, train_grpo
+from mmsr.grpo import Trainer, first_and_last, install_parser, pictures_of, read_turn, train_grpo
 from mmsr.policy import Policy, load_policy, load_processor
 from mmsr.presets import get_preset
 from mmsr.protocol import Answer, ImageSearch, TextSearch, Turn, render_turn
@@ -269,6 +270,47 @@ def test_a_spent_budget_ends_grpo(cold: Trained, tmp_path: Path) -> None:
 def test_nothing_to_learn_from_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run notebook 01 with more questions"):
         train_sft(load_policy("tiny"), [], [], PRESET, tmp_path, seed=0)
+
+
+# --- thrift -----------------------------------------------------------------------------------------------------------
+
+
+def test_rollouts_computed_by_length_give_what_they_give_padded(
+    cold: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Log-probabilities, entropies and, through them, gradients are TRL's own, row for row."""
+    policy = load_policy("tiny", adapter=cold.folder / "adapter")
+    tasks = [as_task(question, WORLD) for question in QUESTIONS[:4]]
+    ours, seen = Trainer._get_per_token_logps_and_entropies, []
+
+    def both(self: Trainer, model: Any, ids: torch.Tensor, mask: torch.Tensor, kept: int, *args: Any, **inputs: Any):
+        found = ours(self, model, ids, mask, kept, *args, **inputs)
+        with torch.no_grad():
+            plain = trl.GRPOTrainer._get_per_token_logps_and_entropies(self, model, ids, mask, kept, *args, **inputs)
+        seen.append((mask, kept, [x if x is None else x.detach() for x in found], plain))
+        return found
+
+    monkeypatch.setattr(Trainer, "_get_per_token_logps_and_entropies", both)
+    monkeypatch.setattr("mmsr.grpo.ROWS", 3)  # several groups, the last of another size
+    new_env = env_factory(PRESET, local_tools(PRESET, policy, WORLD), tasks)
+    train_grpo(policy, tasks, new_env, replace(PRESET, grpo_steps=1), tmp_path, seed=5)
+    assert len({int(length) for length in seen[0][0].sum(1)}) > 1  # otherwise there is no padding to save
+    for mask, kept, found, plain in seen:
+        written = mask[:, -kept:].bool()
+        for mine, theirs in zip(found[:2], plain[:2]):
+            assert (mine is None) == (theirs is None)
+            if mine is not None:
+                torch.testing.assert_close(mine[written], theirs[written], atol=1e-4, rtol=1e-4)
+                assert not mine[~written].any()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"), [({"image_sizes": [1]}, "image_sizes"), ({"num_images": [1, 2]}, "exactly one picture")]
+)
+def test_what_cannot_be_divided_by_rows_is_refused(inputs: dict, message: str) -> None:
+    given = {"num_images": [1, 1], "image_grid_thw": torch.ones(2, 3), "pixel_values": torch.ones(2, 8)} | inputs
+    with pytest.raises(ValueError, match=message):
+        pictures_of(torch.tensor([0]), given, 0, 4)
 
 
 # --- how turns are read ---------------------------------------------------------------------------------------------

@@ -111,13 +111,11 @@ def checks(trajectory: Trajectory) -> dict[str, bool]:
 def ask_base(policy: Policy, questions: Sequence[Asked], world: World, prompts: Prompts, batch: int) -> list[str]:
     """The base's answers without any tool: the knowledge boundary, and the direct workflow of the evaluation."""
     special = tuple(policy.tokenizer.all_special_tokens)
-    conversations = []
-    for question in questions:
-        text = prompts.direct.format(question=sanitise(question.text, special))
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        conversations.append((to_task(question, world).picture, [{"role": "user", "content": content}]))
-    with policy.base():
-        return [answer.strip() for answer in policy.generate(conversations, 32, batch_size=batch)]
+    asked = [
+        (to_task(question, world).picture, prompts.direct.format(question=sanitise(question.text, special)))
+        for question in questions
+    ]
+    return policy.ask(asked, batch)
 
 
 def to_messages(

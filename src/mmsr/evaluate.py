@@ -41,20 +41,10 @@ def direct(policy: Policy, exam: Exam, preset: Preset) -> list[Trajectory]:
     """The base's answer without any tool."""
 
     def answer(tasks: list[Task]) -> list[Trajectory]:
-        texts = [preset.prompts.direct.format(question=task.question) for task in tasks]
-        return [_answered(task.id, [], said) for task, said in zip(tasks, _ask(policy, tasks, texts, preset))]
+        asked = [(task.picture, preset.prompts.direct.format(question=task.question)) for task in tasks]
+        return [_answered(task.id, [], said) for task, said in zip(tasks, policy.ask(asked, preset.eval_batch))]
 
     return exam.play(answer)
-
-
-def _ask(policy: Policy, tasks: Sequence[Task], texts: Sequence[str], preset: Preset) -> list[str]:
-    """The base's answers to a text beside each task's picture."""
-    conversations = [
-        (task.picture, [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}])
-        for task, text in zip(tasks, texts)
-    ]
-    with policy.base():
-        return [said.strip() for said in policy.generate(conversations, 32, batch_size=preset.eval_batch)]
 
 
 def _answered(task_id: str, turns: list[TurnRecord], answer: str) -> Trajectory:
@@ -69,7 +59,7 @@ def rag(policy: Policy, exam: Exam, preset: Preset, tools: Tools) -> list[Trajec
         searched = in_parallel(lambda task: _search_twice(task, tools), tasks, tools.workers)
         pages = [sanitise(read, tools.special_tokens) for _, read in searched]
         texts = [preset.prompts.rag.format(pages=p, question=task.question) for task, p in zip(tasks, pages)]
-        said = _ask(policy, tasks, texts, preset)
+        said = policy.ask([(task.picture, text) for task, text in zip(tasks, texts)], preset.eval_batch)
         return [_answered(task.id, turns, answer) for task, (turns, _), answer in zip(tasks, searched, said)]
 
     return exam.play(answer)

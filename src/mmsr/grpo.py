@@ -26,7 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from mmsr.env import SearchEnv, Task, Trajectory, first_messages
 from mmsr.metrics import Interval
-from mmsr.policy import Policy, best_device, fast_bf16
+from mmsr.policy import Policy, best_device, fast_bf16, merged
 from mmsr.presets import Preset
 from mmsr.protocol import Answer, ProtocolError, parse_turn
 from mmsr.reward import Judge, RewardWeights, matches, score
@@ -34,6 +34,7 @@ from mmsr.sft import typed
 from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers, save_adapter, split_batch
 
 MAX_TURNS = 10
+ROWS = 8  # rollouts computed on at once, of like length
 PROMPT_TOKENS = 2048  # room for the first turn's prompt and picture beside the completion, where vLLM rolls out
 
 
@@ -158,6 +159,71 @@ def close(environment: SearchEnv, completion: list[dict]) -> Trajectory:
     return trajectory
 
 
+class Trainer(GRPOTrainer):
+    """TRL's trainer, thrifty: it generates with LoRA merged where that is exact, and computes on little padding."""
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with merged(self.model):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **inputs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """As the parent's, rollouts of like length together: half of a batch of episodes is padding otherwise.
+
+        input_ids and attention_mask [B, L]; log-probabilities and entropies [B, logits_to_keep], 0 in the padding.
+        """
+        found = [torch.zeros(len(input_ids), logits_to_keep, device=input_ids.device) for _ in range(2)]
+        order = attention_mask.sum(1).argsort()
+        for rows in order.split(min(batch_size or ROWS, ROWS)):
+            first, last = attended(attention_mask[rows])
+            kept = logits_to_keep - (input_ids.shape[1] - last)
+            logps, entropies, _ = super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids[rows, first:last],
+                attention_mask[rows, first:last],
+                kept,
+                compute_entropy=compute_entropy,
+                **pictures_of(rows, inputs, first, last),
+            )
+            for whole, part in zip(found, (logps, entropies)):
+                if part is not None:
+                    whole[rows, :kept] = part.to(whole.dtype)
+        return found[0], found[1] if compute_entropy else None, None
+
+
+def attended(mask: torch.Tensor) -> tuple[int, int]:
+    """The columns from the first to the last that any row attends to, of an attention mask [B, L]."""
+    columns = mask.any(0).nonzero()
+    return int(columns[0]), int(columns[-1]) + 1
+
+
+def pictures_of(rows: torch.Tensor, inputs: dict[str, Any], first: int, last: int) -> dict[str, Any]:
+    """What else the model reads of these rows, of which each has one picture.
+
+    Raises ValueError for an input that it does not know how to divide.
+    """
+    given = {name: value for name, value in inputs.items() if value is not None and value is not False}
+    chosen: dict[str, Any] = {"num_images": [1] * len(rows)}
+    if unknown := given.keys() - {"pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids"}:
+        raise ValueError(f"a batch holds {', '.join(sorted(unknown))}, which GRPO here cannot divide by rows")
+    if any(number != 1 for number in given["num_images"]):
+        raise ValueError("every question needs exactly one picture")
+    grids = given["image_grid_thw"]
+    patches = given["pixel_values"].split(grids.prod(-1).tolist())
+    chosen |= {"image_grid_thw": grids[rows], "pixel_values": torch.cat([patches[row] for row in rows.tolist()])}
+    if "mm_token_type_ids" in given:
+        chosen["mm_token_type_ids"] = given["mm_token_type_ids"][rows, first:last]
+    return chosen
+
+
 def train_grpo(
     policy: Policy,
     tasks: Sequence[Task],
@@ -179,7 +245,7 @@ def train_grpo(
     functions, shares = reward_functions({task.id: task for task in tasks}, weights or RewardWeights(), judge)
     config = grpo_config(preset, folder, seed, kl, vllm)
     config.reward_weights = shares
-    trainer = GRPOTrainer(
+    trainer = Trainer(
         model=policy.model,
         args=config,
         reward_funcs=functions,

@@ -12,6 +12,7 @@
 | look up, repeat, wrap | lists, key–value pairs, markup of invented words | what was asked for |
 | relay | what a search returns, then a question (relays.py) | what to look at or look up; the answer |
 | same as | `same as: seat of power` | `capital` |
+| marked | any of these, `note: dalo; then item` | `<note>dalo</note>`, `<item> 3</item>` |
 
 Only train countries appear; only a third of them are "known". Most names and values that must be read are invented, for
 a model that is shown 134 names learns the names instead of learning to copy. No lesson contains a turn of the protocol.
@@ -28,6 +29,7 @@ from PIL import Image
 from mmsr.invented import invented_flag, invented_name
 from mmsr.reading import (
     Lesson,
+    answered,
     any_relation,
     copy_lesson,
     generic_read_lesson,
@@ -103,23 +105,27 @@ def scene_lessons(world: World, scene: Scene, rng: random.Random) -> list[Lesson
             answer = relation.read(world.page(country.iso, relation.slug)) if country and country.known else None
             question = rng.choice(ABOUT_FLAG[:-1]).format(noun=noun_of(relation, rng), ref=ref)
             lessons.append((question, answer or UNKNOWN))
-        if rng.random() < 0.3 and "frame" not in ref:
-            lessons.append((rng.choice(FRAME[:-1]).format(ref=ref), flag.frame))
-        if (
-            rng.random() < 0.3
-            and abs(flag.centre[0] - SIDE / 2) > SIDE * 0.1
-            and not {"left", "right"} & {*ref.split()}
-        ):
-            side = "left" if flag.centre[0] < SIDE / 2 else "right"
-            lessons.append((rng.choice(SIDE_OF[:-1]).format(ref=ref), side))
-    if rng.random() < 0.5:
-        lessons.append((rng.choice(COUNT[:-1]), str(len(scene.flags))))
+    lessons += [lesson for lesson in visual_lessons(scene, rng) if rng.random() < 0.4]
     rng.shuffle(lessons)
     if rng.random() < 0.5:
         order = sorted(range(len(scene.flags)), key=lambda i: scene.flags[i].centre[0])
         boxes = "; ".join(f"{scene.flags[i].frame} {box_text(scene, i)}" for i in order)
         lessons.insert(0, ("frames from left to right", boxes))
     return lessons
+
+
+def visual_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
+    """What the picture alone answers: how many flags, and of each flag the frame's colour and the half it lies in."""
+    lessons = [(rng.choice(COUNT[:-1]), str(len(scene.flags)))]
+    for index, flag in enumerate(scene.flags):
+        for expression in rng.sample(words := scene.references(index), min(len(words), 1)):
+            ref = f"the flag {expression}"
+            if "frame" not in ref:
+                lessons.append((rng.choice(FRAME[:-1]).format(ref=ref), flag.frame))
+            if abs(flag.centre[0] - SIDE / 2) > SIDE * 0.1 and not {"left", "right"} & {*ref.split()}:
+                side = "left" if flag.centre[0] < SIDE / 2 else "right"
+                lessons.append((rng.choice(SIDE_OF[:-1]).format(ref=ref), side))
+    return [answered(question, answer, rng) for question, answer in rng.sample(lessons, len(lessons))]
 
 
 def fact_lesson(world: World, rng: random.Random) -> Lesson:
@@ -143,13 +149,13 @@ def synonym_lesson(rng: random.Random) -> Lesson:
 
 def text_lesson(world: World, rng: random.Random, copying: float) -> Lesson:
     """One lesson on text; `copying` is the share of plain copying, high at the start of the curriculum."""
-    instruction, response = _drawn(world, rng, copying)
-    return instruction, f" {response}"
-
-
-def _drawn(world: World, rng: random.Random, copying: float) -> Lesson:
     if rng.random() < copying:
-        return copy_lesson(rng)
+        instruction, response = copy_lesson(rng)
+        return instruction, f" {response}"
+    return answered(*_drawn(world, rng), rng)
+
+
+def _drawn(world: World, rng: random.Random) -> Lesson:
     draw = rng.random()
     if draw < 0.45:
         return read_lesson(world, rng)

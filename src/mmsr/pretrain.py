@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mmsr.lessons import VIEW, lesson_scene, mosaic, scene_lessons, text_lesson
+from mmsr.lessons import VIEW, lesson_scene, mosaic, scene_lessons, text_lesson, visual_lessons
 from mmsr.policy import fast_bf16
 from mmsr.reading import PLAIN_WORDS, Lesson
 from mmsr.relays import Relays
@@ -149,7 +149,7 @@ class Phase:
     warm: int
 
 
-PHASES = (Phase(576, 192, 1.5e-3, 0.0, 7680), Phase(448, 16, 7e-4, 0.75, 1))
+PHASES = (Phase(576, 192, 1.5e-3, 0.0, 7680), Phase(512, 16, 7e-4, 0.75, 1))
 
 
 class Lessons(IterableDataset):
@@ -174,8 +174,8 @@ class Lessons(IterableDataset):
             view = np.array(scene.picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
             for _ in range(SCENE_REUSE):
                 if rng.random() < self.phase.relays and (lessons := relays.draw(scene, rng)):
-                    seen = scene_lessons(world, scene, rng)  # what relays never ask, lest it be forgotten
-                    yield self._fill(world, rng.sample(seen, min(2, len(seen))) + lessons, rng, copying), view
+                    seen = visual_lessons(scene, rng)[:2]  # what relays never ask, lest it be forgotten
+                    yield self._fill(world, seen + lessons, rng, copying), view
                 else:
                     yield self._sequence(world, scene_lessons(world, scene, rng), rng, copying), view
                 drawn += 1
