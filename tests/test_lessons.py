@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
-from mmsr.lessons import lesson_scene, scene_lessons, text_lesson
+from mmsr.lessons import lesson_scene, scene_lessons, text_lesson, visual_lessons
 from mmsr.policy import load_processor
 from mmsr.protocol import TAGS
-from mmsr.reading import NOT_FOUND
+from mmsr.reading import NOT_FOUND, marked
 from mmsr.relays import LOOK_AT, LOOK_UP, SAY, Relays
 from mmsr.world.data import load_world
+from mmsr.world.scenes import SIDE
 
 
 def count_tokens(text: str) -> int:
@@ -68,6 +70,33 @@ def test_no_lesson_speaks_the_protocol(relays):
         lessons += scene_lessons(world, lesson_scene(world, rng), rng)
     tags = [f"<{tag}>" for tag in TAGS]
     assert not [lesson for lesson in lessons if any(tag in part for part in lesson for tag in tags)]
+
+
+def test_a_marked_lesson_asks_for_the_same_behind_a_remark():
+    rng = random.Random(2)
+    for _ in range(50):
+        instruction, response = marked(("How many flags are there?", " 3"), rng)
+        question, order = instruction.split("\n")
+        other, remark, tag = re.fullmatch(r"(\w+): (.+); then (\w+)", order).groups()
+        assert question == "How many flags are there?"
+        assert response == f"<{other}>{remark}</{other}>\n<{tag}> 3</{tag}>" and tag != other
+
+
+def test_a_picture_is_asked_about_truly():
+    world, rng = load_world(), random.Random(3)
+    asked = set()
+    for _ in range(60):
+        scene = lesson_scene(world, rng)
+        for instruction, response in visual_lessons(scene, rng):
+            answer = re.search(r" (\w+)(?:</\w+>)?$", response).group(1)
+            if answer.isdigit():
+                assert int(answer) == len(scene.flags)
+            else:
+                flags = [f for i, f in enumerate(scene.flags) if any(w in instruction for w in scene.references(i))]
+                halves = {"left" if flag.centre[0] < SIDE / 2 else "right" for flag in flags}
+                assert answer in halves | {flag.frame for flag in flags}
+            asked.add(answer)
+    assert {"2", "3", "4", "left", "right", "red"} <= asked
 
 
 def test_a_copied_word_has_the_same_tokens_in_the_page_and_in_the_response():

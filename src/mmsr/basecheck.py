@@ -19,6 +19,7 @@ from PIL import Image
 from mmsr.lessons import UNKNOWN
 from mmsr.metrics import exact_match
 from mmsr.policy import Policy, load_policy
+from mmsr.reading import marked
 from mmsr.relays import LOOK_AT, LOOK_UP, SAY, Relays
 from mmsr.tools.base import Box
 from mmsr.tools.ground import BaseGrounder
@@ -119,10 +120,14 @@ def facts(policy: Policy, world: World, known: bool, n: int) -> float:
     return sum(exact_match(a, [g]) for a, g in zip(ask(policy, asked), golds)) / n
 
 
-def visual(policy: Policy, world: World, questions: list[Question]) -> float:
-    """Exact match on questions that the picture alone answers."""
+def visual(policy: Policy, world: World, questions: list[Question], behind_a_remark: bool) -> float:
+    """Exact match on questions that the picture alone answers, said at once or in a mark behind a remark."""
+    rng = random.Random(6)
     seen = [q for q in questions if q.type == "visual"]
-    answers = ask(policy, [(q.scene(world).picture, q.text) for q in seen])
+    texts = [marked((q.text, ""), rng)[0] if behind_a_remark else q.text for q in seen]
+    answers = ask(policy, [(q.scene(world).picture, text) for q, text in zip(seen, texts)], max_new_tokens=64)
+    if behind_a_remark:  # <note>remark</note>\n<item> answer</item>
+        answers = [answer.rpartition("</")[0].rpartition(">")[2] for answer in answers]
     return sum(exact_match(a, q.golds) for a, q in zip(answers, seen)) / len(seen)
 
 
@@ -148,7 +153,7 @@ def relaying(policy: Policy, world: World, split: str, n: int) -> dict[str, floa
     return found
 
 
-def check(policy: Policy, n: int = 300) -> dict[str, float]:
+def check(policy: Policy, n: int) -> dict[str, float]:
     """All skills, `n` tries each."""
     world = load_world()
     test = [q for q in make_questions(world, "test", 2 * n, seed=77) if q.half == "unseen_entity"]
@@ -161,17 +166,19 @@ def check(policy: Policy, n: int = 300) -> dict[str, float]:
     skills |= {f"relay/test/{step}": value for step, value in relaying(policy, world, "test", n).items()}
     skills["facts/known"] = facts(policy, world, True, n)
     skills["facts/other"] = facts(policy, world, False, n)
-    skills["visual/train"] = visual(policy, world, train)
-    skills["visual/test"] = visual(policy, world, test)
+    for name, questions in (("train", train), ("test", test)):
+        skills[f"visual/{name}"] = visual(policy, world, questions, behind_a_remark=False)
+        skills[f"visual/{name}/behind_a_remark"] = visual(policy, world, questions, behind_a_remark=True)
     return {key: round(value, 4) for key, value in skills.items()}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="tiny")
+    parser.add_argument("--tries", type=int, default=200, help="of each skill")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    text = json.dumps(check(load_policy(arguments.base)), indent=1)
+    text = json.dumps(check(load_policy(arguments.base), arguments.tries), indent=1)
     print(text)
     if arguments.out:
         arguments.out.write_text(text + "\n")

@@ -29,13 +29,14 @@ from PIL import Image
 from mmsr.invented import invented_flag, invented_name
 from mmsr.reading import (
     Lesson,
-    answered,
     any_relation,
     copy_lesson,
     generic_read_lesson,
     noun_of,
+    now_and_then_marked,
     open_read_lesson,
     read_lesson,
+    spaced,
 )
 from mmsr.world.data import World
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, COUNT, FRAME, SIDE_OF
@@ -125,7 +126,7 @@ def visual_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
             if abs(flag.centre[0] - SIDE / 2) > SIDE * 0.1 and not {"left", "right"} & {*ref.split()}:
                 side = "left" if flag.centre[0] < SIDE / 2 else "right"
                 lessons.append((rng.choice(SIDE_OF[:-1]).format(ref=ref), side))
-    return [answered(question, answer, rng) for question, answer in rng.sample(lessons, len(lessons))]
+    return [now_and_then_marked(spaced(*lesson), rng) for lesson in rng.sample(lessons, len(lessons))]
 
 
 def fact_lesson(world: World, rng: random.Random) -> Lesson:
@@ -150,9 +151,8 @@ def synonym_lesson(rng: random.Random) -> Lesson:
 def text_lesson(world: World, rng: random.Random, copying: float) -> Lesson:
     """One lesson on text; `copying` is the share of plain copying, high at the start of the curriculum."""
     if rng.random() < copying:
-        instruction, response = copy_lesson(rng)
-        return instruction, f" {response}"
-    return answered(*_drawn(world, rng), rng)
+        return spaced(*copy_lesson(rng))
+    return now_and_then_marked(spaced(*_drawn(world, rng)), rng)
 
 
 def _drawn(world: World, rng: random.Random) -> Lesson:

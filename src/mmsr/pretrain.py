@@ -30,7 +30,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from mmsr.lessons import VIEW, lesson_scene, mosaic, scene_lessons, text_lesson, visual_lessons
 from mmsr.policy import fast_bf16
-from mmsr.reading import PLAIN_WORDS, Lesson
+from mmsr.reading import PLAIN_WORDS, Lesson, now_and_then_marked
 from mmsr.relays import Relays
 from mmsr.world.data import World, load_world
 
@@ -175,7 +175,8 @@ class Lessons(IterableDataset):
             for _ in range(SCENE_REUSE):
                 if rng.random() < self.phase.relays and (lessons := relays.draw(scene, rng)):
                     seen = visual_lessons(scene, rng)[:2]  # what relays never ask, lest it be forgotten
-                    yield self._fill(world, seen + lessons, rng, copying), view
+                    lessons = seen + [now_and_then_marked(lesson, rng) for lesson in lessons]
+                    yield self._fill(world, lessons, rng, copying), view
                 else:
                     yield self._sequence(world, scene_lessons(world, scene, rng), rng, copying), view
                 drawn += 1

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mmsr.invented import invented_name
-from mmsr.reading import NOT_FOUND, UNREAD, Lesson, answered, any_relation, open_topic, pages_of, value_like
+from mmsr.reading import NOT_FOUND, UNREAD, Lesson, any_relation, open_topic, pages_of, spaced, value_like
 from mmsr.tools.summary import ExtractiveSummariser
 from mmsr.tools.text import LocalTextSearch
 from mmsr.world.data import Country, World
@@ -62,7 +62,7 @@ class Relays:
             topic = self._topic(kind, rng)
             if topic:
                 lessons = self._relay(kind, topic, f"the flag {rng.choice(spots)}", rng)
-        return [answered(instruction, response, rng) for instruction, response in lessons]
+        return [spaced(*lesson) for lesson in lessons]
 
     def _topic(self, kind: str, rng: random.Random) -> Topic | None:
         country = rng.choice(self.countries)
