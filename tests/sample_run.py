@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 from mmsr.env import Trajectory, TurnRecord
+from mmsr.habits import HABITS
 from mmsr.metrics import Interval, exact_match, proportion
 from mmsr.world.data import World
 from mmsr.world.questions import Question, make_questions
@@ -189,6 +190,8 @@ def _metrics(rows: list[dict], ablation: list[dict]) -> dict[str, Interval]:
                 group = [row["correct"] for row in mine if row["question"][field] == value]
                 found[f"{name}/accuracy/{value}"] = proportion(group)
         found[f"{name}/accuracy/harmonic_mean"] = found[f"{name}/accuracy"]
+        for place, habit in enumerate(HABITS):
+            found[f"{name}/habit/{habit}"] = Interval(0.2 * place + 0.1, 0.2 * place, 0.2 * place + 0.2, len(mine))
     for crop in CROPS:
         mine = [row for row in ablation if row["crop"] == crop]
         found[f"ablation/{crop}/accuracy"] = proportion(row["correct"] for row in mine)

@@ -117,6 +117,7 @@ def test_metrics() -> None:
         "accuracy/one_hop": 0.5,
         "accuracy/visual": 1.0,
         "accuracy/fact": 0.0,
+        "habit/looks_up": 0.0,
         "accuracy/unseen_entity": 1.0,
         "accuracy/unseen_question": 0.0,
         "accuracy/harmonic_mean": 0.0,

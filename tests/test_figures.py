@@ -18,6 +18,7 @@ from sample_run import eval_rows, hostile_trajectory, trajectory, write_csv, wri
 from mmsr import figures
 from mmsr.charts import ACCENT, Metrics, sample, spread
 from mmsr.curves import running_mean
+from mmsr.habits import HABITS
 from mmsr.metrics import Interval
 from mmsr.pictures import draw_trajectory, gallery, picture_of, save, side_by_side, wrap
 from mmsr.world.data import World, load_world
@@ -30,6 +31,7 @@ NEEDS = {
     "workflows": ("metrics.json", "04_evaluate.ipynb"),
     "by_type": ("eval/rows.jsonl", "04_evaluate.ipynb"),
     "halves": ("metrics.json", "04_evaluate.ipynb"),
+    "habits": ("metrics.json", "04_evaluate.ipynb"),
     "search_behaviour": ("eval/rows.jsonl", "04_evaluate.ipynb"),
     "crops": ("metrics.json", "05_crop_ablation.ipynb"),
     "crops_by_flags": ("ablation/rows.jsonl", "05_crop_ablation.ipynb"),
@@ -162,6 +164,13 @@ def test_dots_are_the_metrics(name: str, run: Path) -> None:
         dots = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
         wanted = [100 * metrics[f"eval/{workflow}/accuracy/{group}"]["value"] for workflow in figures.WORKFLOWS]
         assert dots == pytest.approx(wanted)
+
+
+def test_habits_are_the_metrics(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    for ax, habit in zip(figures.habits(run).axes, HABITS, strict=True):
+        wanted = [100 * metrics[f"eval/{workflow}/habit/{habit}"]["value"] for workflow in ("sft", "grpo", "teacher")]
+        assert [bar.get_width() for bar in ax.patches] == pytest.approx(wanted)
 
 
 def test_crops_are_the_metrics_and_the_accent_is_the_agents(run: Path) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from mmsr.env import Task, Tools, Trajectory, TurnRecord, look_up
 from mmsr.exam import Exam
+from mmsr.habits import HABITS, seen_on
 from mmsr.llm import in_parallel
 from mmsr.metrics import Interval, cluster_mean, cluster_ratio, harmonic_interval, mcnemar, paired_difference
 from mmsr.policy import Policy
@@ -181,7 +182,7 @@ def knows(exam: Exam, answers: Sequence[Trajectory], judge: Judge | None = None)
 
 
 def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
-    """Metrics of one workflow, named without it: accuracy (by type, taxonomy and half too), searches, evidence.
+    """Metrics of one workflow, named without it: accuracy (by type, taxonomy and half too), searches, evidence, habits.
 
     With a judge, exact match and the share of its replies that could not be read stand beside its accuracy.
     """
@@ -213,6 +214,9 @@ def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
         groups["accuracy/" + row["question"]["type"]].append(row)
         groups["accuracy/taxonomy/" + row["question"]["taxonomy"]].append(row)
     found |= {name: mean("correct", chosen) for name, chosen in sorted(groups.items())}
+    for name, chosen in seen_on(rows).items():
+        entities = [row["question"]["entity"] for row in chosen]
+        found[f"habit/{name}"] = cluster_mean([float(HABITS[name].shown(r)) for r in chosen], entities, seed)
     if all(halves.values()):
         found |= {f"accuracy/{half}": mean("correct", chosen) for half, chosen in halves.items()}
         outcomes = [[float(r["correct"]) for r in chosen] for chosen in halves.values()]

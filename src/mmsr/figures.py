@@ -8,6 +8,7 @@
 | sft_curve | sft/sft.csv | loss and token accuracy by step |
 | grpo_curves | grpo/grpo.csv | reward, accuracy, searches, crops, valid turns and entropy by step |
 | workflows, by_type, halves | metrics.json, eval/rows.jsonl | accuracy with intervals (paper Tables 1 and 2) |
+| habits | metrics.json | what the agent decides, before and after GRPO |
 | search_behaviour | eval/rows.jsonl | searches per question before and after GRPO (paper §4.3) |
 | crops | metrics.json | accuracy and recall by crop (paper §4.3) |
 | crops_by_flags, sweeps | ablation/*.jsonl | the same by crowdedness, by padding and by noise of the box |
@@ -50,6 +51,7 @@ from mmsr.charts import (
     saved,
 )
 from mmsr.curves import grpo_curves, sft_curve
+from mmsr.habits import HABITS
 from mmsr.metrics import Interval, cluster_mean, proportion
 
 DATA, EVALUATE, ABLATION = "01_build_data.ipynb", "04_evaluate.ipynb", "05_crop_ablation.ipynb"
@@ -178,6 +180,22 @@ def halves(run_dir: Path) -> Figure:
     """Accuracy on InfoSeek's two halves and their harmonic mean, for each workflow."""
     subtitle = "unseen entity: countries held out; unseen question: relations and wordings held out"
     return _accuracies(run_dir, HALVES, "Accuracy on unseen entities and unseen questions, %", subtitle)
+
+
+@saved
+def habits(run_dir: Path) -> Figure:
+    """What the agent decides before and after GRPO, and the teacher beside it (habits.py)."""
+    chosen = {name: WORKFLOWS[name] for name in ("sft", "grpo", "teacher")}
+    metrics = Metrics(run_dir, EVALUATE)
+    measured = metrics.table("eval", chosen, [f"habit/{name}" for name in HABITS])
+    subtitle = "per cent of each type's questions; the teacher rewords only after a search that failed"
+    chart = canvas(run_dir, "What GRPO changed", subtitle, 2.5, "held-out questions  ·  lines: 95 % intervals")
+    axes = chart.panels(1, len(HABITS), left=1.7, top=1.35, across=0.25)[0]
+    for index, (ax, habit, intervals) in enumerate(zip(axes, HABITS.values(), measured.values())):
+        bars(ax, _rows(intervals, chosen), percent=True, labels=index == 0)
+        ax.set_title(habit.words, weight="bold", pad=20)
+        ax.text(0, 1.06, sample(intervals), transform=ax.transAxes, size=SMALL, color=MUTED)
+    return chart
 
 
 @saved
@@ -330,6 +348,7 @@ ALL = (
     workflows,
     by_type,
     halves,
+    habits,
     search_behaviour,
     crops,
     crops_by_flags,
