@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import trl
 
 from mmsr import __main__ as cli
 from mmsr import grpo
@@ -21,7 +20,7 @@ MICRO = replace(PRESETS["smoke"], name="micro", grpo_questions=1, new_tokens=16,
 real, seen, trainers = grpo.score, [], []
 
 
-class Spy(trl.GRPOTrainer):
+class Spy(grpo.Trainer):
     """The trainer, noting what each loss is computed from."""
 
     def __init__(self, *args, **kwargs):
@@ -40,7 +39,7 @@ def favouring_length(trajectory, *args) -> float:
 if __name__ == "__main__":
     run = Path(sys.argv[1])
     PRESETS["micro"] = MICRO
-    grpo.GRPOTrainer, grpo.score = Spy, favouring_length
+    grpo.Trainer, grpo.score = Spy, favouring_length
     code = cli.main(["grpo", "--preset", "micro", "--run", str(run), *sys.argv[2:]])
     weights = {n: p.detach().clone() for n, p in trainers[0].model.named_parameters() if ".default." in n}
     torch.save({"seen": seen, "weights": weights}, run / f"rank{os.environ['RANK']}.pt")

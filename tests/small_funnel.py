@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,18 +41,14 @@ class ListedBase:
             self.model.bias.fill_(0.0)
         self.batches: list[tuple[str, ...]] = []
 
-    @contextlib.contextmanager
-    def base(self) -> Iterator[None]:
-        yield
-
     def count_tokens(self, text: str) -> int:
         return len(text) // 4
 
     def to_picture(self, box: Sequence[float], picture: Any) -> Any:
         return tuple(box)
 
-    def generate(self, conversations: Sequence[tuple[Any, list[dict]]], *_: Any, **__: Any) -> list[str]:
-        texts = tuple(messages[-1]["content"][1]["text"] for _, messages in conversations)
+    def ask(self, asked: Sequence[tuple[Any, str]], batch_size: int) -> list[str]:
+        texts = tuple(text for _, text in asked)
         self.batches.append(texts)
         return [self.known.get(text, "Atlantis") for text in texts]
 

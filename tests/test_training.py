@@ -144,7 +144,7 @@ def reinforced(cold: Trained, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmsr.grpo.score", favouring_length)
-        yield interrupted("grpo", trl.GRPOTrainer, "grpo.csv", folder, train)
+        yield interrupted("grpo", grpo.Trainer, "grpo.csv", folder, train)
 
 
 # --- what moves -----------------------------------------------------------------------------------------------------
