@@ -14,8 +14,6 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
 from mmsr.lessons import UNKNOWN
 from mmsr.metrics import exact_match
 from mmsr.policy import Policy, load_policy
@@ -28,14 +26,7 @@ from mmsr.world.questions import ABOUT_COUNTRY, Question, make_questions
 from mmsr.world.relations import RELATIONS
 from mmsr.world.scenes import draw_scene
 
-
-def ask(policy: Policy, asked: list[tuple[Image.Image, str]], max_new_tokens: int = 24) -> list[str]:
-    """The base's answers to plain questions about pictures."""
-    conversations = [
-        (picture, [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}])
-        for picture, text in asked
-    ]
-    return policy.generate(conversations, max_new_tokens)
+ANSWER_TOKENS = 24
 
 
 def iou(a: Box | None, b: Box) -> float:
@@ -75,7 +66,7 @@ def naming(policy: Policy, world: World, keep: Callable, n: int) -> dict[str, fl
         if words:
             asked.append((scene.picture, f"name: the flag {words[0]}"))
             golds.append(world.countries[pair[0]].name)
-    answers = ask(policy, asked)
+    answers = policy.ask(asked, max_new_tokens=ANSWER_TOKENS)
     return {
         "named": sum(exact_match(a, [g]) for a, g in zip(answers, golds)) / len(golds),
         "unknown": sum(a.strip() == UNKNOWN for a in answers) / len(golds),
@@ -102,7 +93,7 @@ def reading(policy: Policy, world: World, split: str, held_out: bool, n: int) ->
             continue
         asked.append((picture, f"{lines}\n{ABOUT_COUNTRY[0].format(noun=relation.noun, country=country.name)}"))
         golds.append(answer)
-    return sum(exact_match(a, [g]) for a, g in zip(ask(policy, asked), golds)) / n
+    return sum(exact_match(a, [g]) for a, g in zip(policy.ask(asked, max_new_tokens=ANSWER_TOKENS), golds)) / n
 
 
 def facts(policy: Policy, world: World, known: bool, n: int) -> float:
@@ -117,7 +108,7 @@ def facts(policy: Policy, world: World, known: bool, n: int) -> float:
         if answer:
             asked.append((picture, ABOUT_COUNTRY[0].format(noun=relation.noun, country=country.name)))
             golds.append(answer)
-    return sum(exact_match(a, [g]) for a, g in zip(ask(policy, asked), golds)) / n
+    return sum(exact_match(a, [g]) for a, g in zip(policy.ask(asked, max_new_tokens=ANSWER_TOKENS), golds)) / n
 
 
 def visual(policy: Policy, world: World, questions: list[Question], behind_a_remark: bool) -> float:
@@ -125,7 +116,7 @@ def visual(policy: Policy, world: World, questions: list[Question], behind_a_rem
     rng = random.Random(6)
     seen = [q for q in questions if q.type == "visual"]
     texts = [marked((q.text, ""), rng)[0] if behind_a_remark else q.text for q in seen]
-    answers = ask(policy, [(q.scene(world).picture, text) for q, text in zip(seen, texts)], max_new_tokens=64)
+    answers = policy.ask([(q.scene(world).picture, text) for q, text in zip(seen, texts)], max_new_tokens=64)
     if behind_a_remark:  # <note>remark</note>\n<item> answer</item>
         answers = [answer.rpartition("</")[0].rpartition(">")[2] for answer in answers]
     return sum(exact_match(a, q.golds) for a, q in zip(answers, seen)) / len(seen)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 from mmsr.env import Task, Tools, Trajectory, TurnRecord, look_up
@@ -189,8 +190,9 @@ def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
     country = [row["question"]["entity"] for row in rows]
     halves = {half: [r for r in rows if r["question"]["half"] == half] for half in ("unseen_entity", "unseen_question")}
 
-    def mean(key: str, chosen: Sequence[dict] = rows) -> Interval:
-        return cluster_mean([float(r[key]) for r in chosen], [r["question"]["entity"] for r in chosen], seed)
+    def mean(key: str | Callable[[dict], bool], chosen: Sequence[dict] = rows) -> Interval:
+        value = key if callable(key) else itemgetter(key)
+        return cluster_mean([float(value(r)) for r in chosen], [r["question"]["entity"] for r in chosen], seed)
 
     def ratio(numerator: Callable[[dict], float], denominator: Callable[[dict], float]) -> Interval:
         return cluster_ratio([numerator(r) for r in rows], [denominator(r) for r in rows], country, seed)
@@ -214,9 +216,7 @@ def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
         groups["accuracy/" + row["question"]["type"]].append(row)
         groups["accuracy/taxonomy/" + row["question"]["taxonomy"]].append(row)
     found |= {name: mean("correct", chosen) for name, chosen in sorted(groups.items())}
-    for name, chosen in seen_on(rows).items():
-        entities = [row["question"]["entity"] for row in chosen]
-        found[f"habit/{name}"] = cluster_mean([float(HABITS[name].shown(r)) for r in chosen], entities, seed)
+    found |= {f"habit/{name}": mean(HABITS[name].shown, chosen) for name, chosen in seen_on(rows).items()}
     if all(halves.values()):
         found |= {f"accuracy/{half}": mean("correct", chosen) for half, chosen in halves.items()}
         outcomes = [[float(r["correct"]) for r in chosen] for chosen in halves.values()]

@@ -119,13 +119,15 @@ def visual_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
     """What the picture alone answers: how many flags, and of each flag the frame's colour and the half it lies in."""
     lessons = [(rng.choice(COUNT[:-1]), str(len(scene.flags)))]
     for index, flag in enumerate(scene.flags):
-        for expression in rng.sample(words := scene.references(index), min(len(words), 1)):
-            ref = f"the flag {expression}"
-            if "frame" not in ref:
-                lessons.append((rng.choice(FRAME[:-1]).format(ref=ref), flag.frame))
-            if abs(flag.centre[0] - SIDE / 2) > SIDE * 0.1 and not {"left", "right"} & {*ref.split()}:
-                side = "left" if flag.centre[0] < SIDE / 2 else "right"
-                lessons.append((rng.choice(SIDE_OF[:-1]).format(ref=ref), side))
+        words = scene.references(index)
+        if not words:
+            continue
+        ref = f"the flag {rng.choice(words)}"
+        if "frame" not in ref:
+            lessons.append((rng.choice(FRAME[:-1]).format(ref=ref), flag.frame))
+        if abs(flag.centre[0] - SIDE / 2) > SIDE * 0.1 and not {"left", "right"} & {*ref.split()}:
+            side = "left" if flag.centre[0] < SIDE / 2 else "right"
+            lessons.append((rng.choice(SIDE_OF[:-1]).format(ref=ref), side))
     return [now_and_then_marked(spaced(*lesson), rng) for lesson in rng.sample(lessons, len(lessons))]
 
 
