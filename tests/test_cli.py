@@ -14,16 +14,20 @@ import httpx
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
+from sample_run import eval_rows
 
 from mmsr import __main__ as cli
+from mmsr.evaluate import save_rows
 from mmsr.metrics import Interval
 from mmsr.runs import record_metrics
 from mmsr.tools.replay import Call, Outside
+from mmsr.world.data import load_world
 
 COMMANDS = (
     "run",
     "table",
     "compare",
+    "contrast",
     "sft",
     "grpo",
     "ask",
@@ -68,7 +72,9 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"usage: mmsr {command}".strip() in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ("", "nonsense", "replay", "table", "compare a", "run --seed x", "serve --port x"))
+@pytest.mark.parametrize(
+    "command", ("", "nonsense", "replay", "table", "compare a", "contrast a", "run --seed x", "serve --port x")
+)
 def test_a_wrong_call_shows_the_usage(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(command.split())
@@ -165,6 +171,15 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "The runs agree.\n"
     assert cli.main(["compare", a, b, "--costs"]) == 1
     assert capsys.readouterr().out == "time/01: 1.0 and 2.0\n"
+
+
+def test_contrast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_rows(eval_rows(load_world(), 4), tmp_path / "a" / "eval" / "rows.jsonl")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert cli.main(["contrast", a, "--to", b]) == 2
+    assert "rows.jsonl is not there: run notebook 04 first" in sentence(capsys)
+    assert cli.main(["contrast", a, "--to", a]) == 0
+    assert capsys.readouterr().out.startswith("a − a, on the same 4 questions\n")
 
 
 # --- replay -----------------------------------------------------------------------------------------------------------

@@ -96,3 +96,17 @@ def test_table_shows_a_dash_for_what_is_missing(tmp_path: Path) -> None:
     assert rows["direct"].split() == ["–"] * 4
     assert rows["whole"].split() == ["–", "2.0", "%", "[0.0,", "5.0]"]
     assert rows["coordinates"].split() == ["–"] * 2
+
+
+def test_table_of_several_runs_shows_their_mean_and_range(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.50, 0.60, 0.70)):
+        values = {"eval/grpo/accuracy": Interval(accuracy, 0.4, 0.8, 400), "eval/grpo/searches": 1.0 + seed}
+        values |= {"paired/grpo-sft/accuracy": Interval(0.1 * seed - 0.05, -0.1, 0.1, 400)}
+        record_metrics(tmp_path / str(seed), values | ({"eval/sft/accuracy": 0.5} if seed else {}))
+    shown = table(*(tmp_path / str(seed) for seed in range(3)))
+    assert shown.startswith("3 runs: their mean [their lowest, their highest]\n")
+    rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line}
+    assert rows["grpo"] == ["60.0", "%", "[50.0,", "70.0]", "2.00", "–", "–"]
+    assert rows["sft"] == ["–"] * 4  # one of the runs has not measured it
+    assert rows["grpo-sft"] == ["+5.0", "[-5.0,", "+15.0]"]
+    assert rows["grpo-rag"] == ["–"]

@@ -1,8 +1,9 @@
 """The command line.
 
     mmsr run [01 … 05] [--preset tiny] [--name NAME] [--seed N] [-p key=value …] [--fresh]
-    mmsr table RUN                              the results of a run
-    mmsr compare RUN RUN                        exits 1 where their metrics differ
+    mmsr table RUN [RUN …]                      the results of a run; of several seeds, their mean and range
+    mmsr contrast RUN [RUN …] --to RUN [RUN …]  what a change did, paired question by question
+    mmsr compare RUN RUN                        whether a run came out again: exits 1 where their metrics differ
     mmsr sft|grpo --preset P --run RUN          a training alone, for accelerate launch -m mmsr …
     mmsr ask PICTURE "question" [--html FILE]   the trained agent on any picture
     mmsr fit --preset P --gpu-gb N [--json]     whether training it fits such a GPU; exits 1 where nothing does
@@ -58,9 +59,14 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="delete what a run of this name has done, and begin again")
     run.set_defaults(command=_run)
 
-    table = commands.add_parser("table", help="print the results of a run")
-    table.add_argument("run", type=Path)
+    table = commands.add_parser("table", help="print the results of a run, or the mean and range of several")
+    table.add_argument("runs", type=Path, nargs="+", metavar="run")
     table.set_defaults(command=_table)
+
+    contrast = commands.add_parser("contrast", help="print what differs between runs, question by question")
+    contrast.add_argument("runs", type=Path, nargs="+", metavar="run", help="with the change")
+    contrast.add_argument("--to", type=Path, nargs="+", required=True, metavar="RUN", help="without it, pair by pair")
+    contrast.set_defaults(command=_contrast)
 
     compare = commands.add_parser("compare", help="print the metrics in which two runs differ; exit 1 if there are any")
     compare.add_argument("runs", type=Path, nargs=2, metavar="run")
@@ -138,7 +144,7 @@ def _run(options: argparse.Namespace) -> int:
     except RunFailed as error:
         print(f"mmsr: {error}", file=sys.stderr)
         return 1
-    print(f"\n{_results(folder)}\n\nFigures: {os.path.relpath(folder / 'figures')}")
+    print(f"\n{_results([folder])}\n\nFigures: {os.path.relpath(folder / 'figures')}")
     return 0
 
 
@@ -155,17 +161,27 @@ def _parameters(pairs: Sequence[str]) -> dict[str, str]:
     return parameters
 
 
-def _results(run: Path) -> str:
+def _results(runs: Sequence[Path]) -> str:
     from mmsr.runs import table
 
     try:
-        return table(run)
+        return table(*runs)
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
 
 
 def _table(options: argparse.Namespace) -> int:
-    print(_results(options.run))
+    print(_results(options.runs))
+    return 0
+
+
+def _contrast(options: argparse.Namespace) -> int:
+    from mmsr.contrast import contrast
+
+    try:
+        print(contrast(options.runs, options.to))
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
     return 0
 
 

@@ -3,6 +3,7 @@
     record_metrics(folder, {"eval/grpo/accuracy": proportion(outcomes), "grpo/reward_last": 0.81})
     read_metrics(folder)["eval/grpo/accuracy"].low
     compare(Path("papermill_runs/a"), Path("papermill_runs/reference"))     # [] where they agree
+    print(table(Path("papermill_runs/a"), Path("papermill_runs/b")))        # the mean of the two, and their range
 
 The runner that fills the folder is `runner.py`.
 """
@@ -23,6 +24,7 @@ from mmsr.metrics import Interval
 METRICS = "metrics.json"
 WORKFLOWS = ("direct", "rag", "prompted", "sft", "grpo", "teacher")
 CROPS = ("base", "oracle", "whole", "random", "coordinates")
+PAIRS = ("grpo-sft", "grpo-rag", "grpo-direct", "base-whole")
 DASH = "–"
 
 
@@ -119,12 +121,13 @@ def _shown(interval: Interval | None) -> str:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def table(run_dir: Path) -> str:
-    """The results of a run as text: workflows, then crops; a dash for what was not measured.
+def table(*run_dirs: Path) -> str:
+    """The results of a run as text: workflows, crops, paired differences; a dash for what was not measured.
 
-    Raises FileNotFoundError as `read_metrics` does.
+    Of several runs, which should differ in their seeds alone, it shows the mean of what all of them have measured, with
+    the lowest and the highest instead of an interval. Raises FileNotFoundError as `read_metrics` does.
     """
-    known = read_metrics(run_dir)
+    known = read_metrics(run_dirs[0]) if len(run_dirs) == 1 else over_runs(run_dirs)
     workflows = [["workflow", "accuracy", "searches", "needless", "valid turns"]]
     for name in WORKFLOWS:
         get = _getter(known, f"eval/{name}")
@@ -134,7 +137,17 @@ def table(run_dir: Path) -> str:
     for name in CROPS:
         get = _getter(known, f"ablation/{name}")
         crops.append([name, _percent(get("accuracy"), True), _percent(get("recall_at_1"), True)])
-    return "\n\n".join([_aligned(workflows), _aligned(crops)])
+    pairs = [["paired difference", "accuracy, points"]]
+    pairs += [[name, signed(known.get(f"paired/{name}/accuracy"), 100)] for name in PAIRS]
+    head = [] if len(run_dirs) == 1 else [f"{len(run_dirs)} runs: their mean [their lowest, their highest]"]
+    return "\n\n".join([*head, *(aligned(rows) for rows in (workflows, crops, pairs))])
+
+
+def over_runs(run_dirs: Sequence[Path]) -> dict[str, Interval]:
+    """For each metric that all of several runs have: their mean, between their lowest and their highest."""
+    runs = [read_metrics(folder) for folder in run_dirs]
+    values = {name: [run[name].value for run in runs] for name in runs[0] if all(name in run for run in runs)}
+    return {name: Interval(sum(v) / len(v), min(v), max(v), len(v)) for name, v in values.items()}
 
 
 def _getter(known: Mapping[str, Interval], prefix: str) -> Callable[[str], Interval | None]:
@@ -153,7 +166,18 @@ def _number(interval: Interval | None) -> str:
     return DASH if interval is None else f"{interval.value:.2f}"
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
+def signed(interval: Interval | None, scale: float = 1.0, digits: int = 1) -> str:
+    """A difference with its bounds, times `scale`: "+11.5 [+7.2, +16.4]"."""
+    if interval is None:
+        return DASH
+    value, low, high = (
+        None if x is None else f"{scale * x:+.{digits}f}" for x in (interval.value, interval.low, interval.high)
+    )
+    return f"{value}" if low is None or high is None else f"{value} [{low}, {high}]"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first of them the head, as text in columns."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])

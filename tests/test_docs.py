@@ -1,0 +1,80 @@
+"""Commands that README, notebooks and docstrings show: the command line takes each, and the runner would begin it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from mmsr import __main__ as cli
+from mmsr.runner import LOOSE, _assign, _check, _choose
+from mmsr.tools.web_image import IMAGE_ENGINES
+from mmsr.tools.web_text import TEXT_ENGINES
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+DOCUMENTS = [ROOT / "README.md", ROOT / "papermill_runs" / "README.md", *sorted(NOTEBOOKS.glob("*.ipynb"))]
+DOCUMENTS += [ROOT / "src" / "mmsr" / name for name in ("ask.py", "bench.py", "contrast.py", "fit.py", "launch.py")]
+NEEDS = {"03_grpo": {"02_sft"}, "04_evaluate": {"02_sft", "03_grpo"}, "05_crop_ablation": {"03_grpo"}}  # their adapters
+
+
+def text(path: Path) -> str:
+    """What a document says; of a notebook, its markdown."""
+    if path.suffix == ".ipynb":
+        cells = nbformat.read(path, as_version=4).cells
+        return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return path.read_text()
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """The words after `mmsr` of each command shown, in order; a lone subcommand names it and calls nothing."""
+    joined = text(path).replace("\\\n", " ")
+    fenced = r"^(?: {4})?(?:\.venv/bin/)?mmsr (?P<fenced>.*)$"
+    inline = r"`(?:\.venv/bin/)?mmsr (?P<inline>[^`]+)`"
+    launched = r"accelerate launch .*?-m mmsr (?P<launched>.*)$"
+    for found in re.finditer(f"{fenced}|{inline}|{launched}", joined, re.MULTILINE):
+        command = next(filter(None, found.groups())).replace("\n", " ")
+        words = shlex.split(re.sub(r"\[.*?\]", "", command), comments=True)
+        if len(words) > 1:
+            yield words
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_that_are_shown_can_be_given(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for engine in (*TEXT_ENGINES.values(), *IMAGE_ENGINES.values()):
+        monkeypatch.setenv(engine.service.key_env or "NO_KEY", "a-key")
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key")
+    done: dict[str, dict[str, dict]] = {}
+    for words in commands(path):
+        try:
+            options = cli.parser().parse_args(words)
+        except SystemExit:
+            pytest.fail(f"mmsr {shlex.join(words)}: {capsys.readouterr().err}")
+        if options.command is cli._train:
+            done.setdefault(options.run.name, {})[{"sft": "02_sft", "grpo": "03_grpo"}[options.stage]] = {}
+        if options.command is cli._run:
+            parameters = cli._parameters(options.parameters)
+            if "data_dir" in parameters:
+                parameters["data_dir"] = str(tmp_path)
+            chosen = _choose(options.notebooks, NOTEBOOKS)
+            values = _assign(chosen, parameters)
+            _check(values, NOTEBOOKS)
+            run = done.setdefault(options.name or options.preset, {})
+            for name, given in values.items():
+                missing = NEEDS.get(name, set()) - run.keys() - values.keys()
+                assert not missing or "adapters" in parameters, f"mmsr {shlex.join(words)}: nothing trained {missing}"
+                changed = {key for key, value in run.get(name, {}).items() if value != given[key]} - set(LOOSE)
+                assert not changed, f"mmsr {shlex.join(words)}: {name} of this run had other {changed}"
+            run |= values
+
+
+def test_commands_are_found() -> None:
+    found = [words for path in DOCUMENTS for words in commands(path)]
+    assert len(found) > 15 and {"run", "contrast", "ask", "fit", "bench", "grpo"} <= {words[0] for words in found}
