@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from PIL import Image
 from sample_run import eval_rows, hostile_trajectory, trajectory, write_csv, write_run
 
-from mmsr import figures
+from mmsr import crop_figures, figures
 from mmsr.charts import ACCENT, Metrics, sample, spread
 from mmsr.curves import running_mean
 from mmsr.habits import HABITS
@@ -175,8 +175,8 @@ def test_habits_are_the_metrics(run: Path) -> None:
 
 def test_crops_are_the_metrics_and_the_accent_is_the_agents(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    for ax, score in zip(figures.crops(run).axes, figures.SCORES):
-        wanted = [100 * metrics[f"ablation/{crop}/{score}"]["value"] for crop in figures.CROPS]
+    for ax, score in zip(figures.crops(run).axes, crop_figures.SCORES):
+        wanted = [100 * metrics[f"ablation/{crop}/{score}"]["value"] for crop in crop_figures.CROPS]
         assert [bar.get_width() for bar in ax.patches] == pytest.approx(wanted)
         assert [to_hex(bar.get_facecolor()) == ACCENT for bar in ax.patches] == [True, False, False, False, False]
 

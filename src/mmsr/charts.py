@@ -25,7 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mmsr.metrics import Interval
+from mmsr.metrics import Interval, cluster_mean, proportion
 
 INK, MUTED, FAINT, GRID, PAPER = "#1d2733", "#64707d", "#c3cbd3", "#e9edf1", "#ffffff"
 ACCENT, TAN = "#c4510c", "#df9d6b"  # the trained agent, and the same agent before GRPO
@@ -215,6 +215,21 @@ def sample(intervals: Sequence[Interval | None]) -> str:
     return f"n = {counts[0]:,}" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,}"
 
 
+def shares(rows: Sequence[dict], by: str, field: str) -> tuple[list[float], list[Interval]]:
+    """The values of `by` in order, and the share of rows where `field` is true at each."""
+    places = sorted({row[by] for row in rows})
+    groups = [[row for row in rows if row[by] == place] for place in places]
+    return places, [share(group, [row[field] for row in group]) for group in groups]
+
+
+def share(rows: Sequence[dict], outcomes: Sequence[bool]) -> Interval:
+    """The share of True, resampled by country as the run's metrics are; Wilson's where all outcomes are the same."""
+    if len(set(outcomes)) == 1:
+        return proportion(outcomes)
+    countries = [row["question"]["entity"] if "question" in row else row.get("entity", row["id"]) for row in rows]
+    return cluster_mean([float(outcome) for outcome in outcomes], countries, seed=0)
+
+
 # --- shapes ---------------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +241,11 @@ class Bar:
     interval: Interval | None
     colour: str
     hollow: bool = False
+
+
+def named(measured: Sequence[Interval | None], names: dict[str, tuple[str, str]]) -> list[Bar]:
+    """Bars of what was measured, with their words and colours; what is drawn in ink is a bound, and hollow."""
+    return [Bar(words, i, colour, colour == INK) for i, (words, colour) in zip(measured, names.values())]
 
 
 def bars(ax: Axes, rows: Sequence[Bar], *, percent: bool, dots: bool = False, labels: bool = True) -> None:

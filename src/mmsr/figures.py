@@ -38,23 +38,22 @@ from mmsr.charts import (
     SMALL,
     TAN,
     TEXT,
-    Bar,
     Metrics,
     bars,
     canvas,
-    end_labels,
     key,
-    line,
+    named,
     read_json,
     read_rows,
     sample,
     saved,
+    share,
 )
+from mmsr.crop_figures import crops, crops_by_flags, sweeps
 from mmsr.curves import grpo_curves, sft_curve
 from mmsr.habits import HABITS
-from mmsr.metrics import Interval, cluster_mean, proportion
 
-DATA, EVALUATE, ABLATION = "01_build_data.ipynb", "04_evaluate.ipynb", "05_crop_ablation.ipynb"
+DATA, EVALUATE = "01_build_data.ipynb", "04_evaluate.ipynb"
 WORKFLOWS = {
     "direct": ("Direct answer", SLATE),
     "rag": ("RAG workflow", SLATE),
@@ -65,14 +64,6 @@ WORKFLOWS = {
 }
 TYPES = {"visual": "Visual", "fact": "Fact", "one_hop": "One hop", "two_hop": "Two hops", "hard": "Hard wording"}
 HALVES = {"unseen_entity": "Unseen entity", "unseen_question": "Unseen question", "harmonic_mean": "Harmonic mean"}
-CROPS = {
-    "base": ("Own crop", ACCENT),
-    "oracle": ("Oracle crop", INK),
-    "coordinates": ("Coordinates", NAVY),
-    "whole": ("Whole picture", SLATE),
-    "random": ("Random crop", MIST),
-}
-SCORES = {"accuracy": "Accuracy, %", "recall_at_1": "Recall@1, %", "recall_at_5": "Recall@5, %"}
 STEPS = {
     "questions": "Questions played",
     "passed_A": "A  valid tags",
@@ -128,10 +119,6 @@ def _stacks(ax: Axes, rows: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> 
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def _rows(measured: Sequence[Interval | None], names: dict[str, tuple[str, str]]) -> list[Bar]:
-    return [Bar(words, i, colour, colour == INK) for i, (words, colour) in zip(measured, names.values())]
-
-
 @saved
 def workflows(run_dir: Path) -> Figure:
     """Accuracy of each workflow, searches per question, and the share of searches that were needless."""
@@ -147,7 +134,7 @@ def workflows(run_dir: Path) -> Figure:
     chart = canvas(run_dir, "Workflows on held-out questions", subtitle, 3.7, note)
     axes = chart.panels(1, 3, left=1.7, top=1.2, across=0.4, widths=(1.6, 1, 1))[0]
     for index, (ax, (column, (words, percent))) in enumerate(zip(axes, columns.items())):
-        bars(ax, _rows(measured[column], WORKFLOWS), percent=percent, labels=index == 0)
+        bars(ax, named(measured[column], WORKFLOWS), percent=percent, labels=index == 0)
         ax.set_title(words, weight="bold", pad=8)
     return chart
 
@@ -159,7 +146,7 @@ def _accuracies(run_dir: Path, groups: dict[str, str], title: str, subtitle: str
     chart = canvas(run_dir, title, subtitle, 3.5, "held-out questions  ·  lines: 95 % intervals")
     axes = chart.panels(1, len(groups), left=1.7, top=1.35, across=0.22)[0]
     for index, (ax, words, intervals) in enumerate(zip(axes, groups.values(), measured.values())):
-        bars(ax, _rows(intervals, WORKFLOWS), percent=True, dots=True, labels=index == 0)
+        bars(ax, named(intervals, WORKFLOWS), percent=True, dots=True, labels=index == 0)
         ax.set_xticks([0, 50, 100])
         ax.set_title(words, weight="bold", pad=20)
         ax.text(0, 1.04, sample(intervals), transform=ax.transAxes, size=SMALL, color=MUTED)
@@ -192,7 +179,7 @@ def habits(run_dir: Path) -> Figure:
     chart = canvas(run_dir, "What GRPO changed", subtitle, 2.5, "held-out questions  ·  lines: 95 % intervals")
     axes = chart.panels(1, len(HABITS), left=1.7, top=1.35, across=0.25)[0]
     for index, (ax, habit, intervals) in enumerate(zip(axes, HABITS.values(), measured.values())):
-        bars(ax, _rows(intervals, chosen), percent=True, labels=index == 0)
+        bars(ax, named(intervals, chosen), percent=True, labels=index == 0)
         ax.set_title(habit.words, weight="bold", pad=20)
         ax.text(0, 1.06, sample(intervals), transform=ax.transAxes, size=SMALL, color=MUTED)
     return chart
@@ -236,10 +223,10 @@ def _search_counts(ax: Axes, rows: Sequence[dict], pairs: dict[str, tuple[str, s
         mine = [row for row in rows if row["workflow"] == workflow]
         counts = [min(row["searches"], most) for row in mine]
         for number in range(most + 1) if counts else ():
-            share = _share(mine, [count == number for count in counts])
-            ax.bar(number + offset, 100 * share.value, width=0.36, color=colour, zorder=2)
-            if share.low is not None:  # the spread of a single cluster is unknown
-                ax.plot([number + offset] * 2, [100 * share.low, 100 * share.high], color=INK, lw=1.2, zorder=3)
+            found = share(mine, [count == number for count in counts])
+            ax.bar(number + offset, 100 * found.value, width=0.36, color=colour, zorder=2)
+            if found.low is not None:  # the spread of a single cluster is unknown
+                ax.plot([number + offset] * 2, [100 * found.low, 100 * found.high], color=INK, lw=1.2, zorder=3)
         means.append(f"{np.mean([row['searches'] for row in mine]):.2f}" if mine else "–")
     n = len({row["question"]["id"] for row in rows})
     ax.text(0, 1.04, f"n = {n:,}  ·  mean {' → '.join(means)}", transform=ax.transAxes, size=SMALL, color=MUTED)
@@ -248,97 +235,6 @@ def _search_counts(ax: Axes, rows: Sequence[dict], pairs: dict[str, tuple[str, s
     ax.set(ylim=(0, 105), yticks=[0, 25, 50, 75, 100], xticks=range(most + 1), xlabel="searches")
     ax.set_xticklabels([*names[:-1], f"{most}+"] if over else names)
     ax.grid(axis="x", visible=False)
-
-
-# --- crops ----------------------------------------------------------------------------------------------------------
-
-
-@saved
-def crops(run_dir: Path) -> Figure:
-    """Accuracy and retrieval of the trained agent by where its crop comes from."""
-    metrics = Metrics(run_dir, ABLATION)
-    measured = metrics.table("ablation", CROPS, SCORES)
-    note = f"{sample(measured['accuracy'])} held-out questions  ·  lines: 95 % intervals"
-    subtitle = (
-        "the trained policy with its crop exchanged; recall: the right country among the picture search's results"
-    )
-    chart = canvas(run_dir, "Where the crop comes from", subtitle, 3.4, note)
-    axes = chart.panels(1, 3, left=1.5, top=1.2, across=0.35)[0]
-    for index, (ax, (score, words)) in enumerate(zip(axes, SCORES.items())):
-        bars(ax, _rows(measured[score], CROPS), percent=True, labels=index == 0)
-        ax.set_title(words, weight="bold", pad=8)
-    return chart
-
-
-@saved
-def crops_by_flags(run_dir: Path) -> Figure:
-    """Accuracy and recall@1 by crop and by the number of flags in the scene."""
-    rows = read_rows(run_dir / "ablation" / "rows.jsonl", ABLATION)
-    numbers = sorted({row["flags"] for row in rows})
-    present = [crop for crop in CROPS if any(row["crop"] == crop for row in rows)]
-    note = f"n = {len({row['id'] for row in rows}):,} held-out questions  ·  lines: 95 % intervals"
-    chart = canvas(
-        run_dir, "Crops by the number of flags in the scene", "the trained policy with its crop exchanged", 4.0, note
-    )
-    axes = chart.panels(1, 2, left=0.6, right=1.35, top=1.2, bottom=0.85, across=1.45)[0]
-    for ax, score in zip(axes, ("accuracy", "recall_at_1")):
-        field = "correct" if score == "accuracy" else score
-        ax.set(ylim=(-3, 103), xlim=(numbers[0] - 0.2, numbers[-1] + 0.2), xticks=numbers, xlabel="flags in the scene")
-        ends = []
-        for index, crop in enumerate(present):
-            x, intervals = _shares([r for r in rows if r["crop"] == crop], "flags", field)
-            words, colour = CROPS[crop]
-            line(
-                ax, [place + 0.035 * (index - (len(present) - 1) / 2) for place in x], intervals, colour, crop == "base"
-            )
-            ends.append((words, 100 * intervals[-1].value, colour))
-        end_labels(ax, numbers[-1] + 0.26, ends, 7)
-        ax.set_title(SCORES[score], weight="bold", pad=8)
-    return chart
-
-
-@saved
-def sweeps(run_dir: Path) -> Figure:
-    """Accuracy and recall when the gold box is padded and when it is shaken."""
-    rows = read_rows(run_dir / "ablation" / "sweeps.jsonl", ABLATION)
-    note = f"n = {len({row['id'] for row in rows}):,} held-out questions a level  ·  lines: 95 % intervals"
-    chart = canvas(
-        run_dir,
-        "Padding and noise of the crop's box",
-        "the trained policy with the gold box enlarged (below 0: trimmed) or shaken",
-        4.0,
-        note,
-    )
-    axes = chart.panels(1, 2, left=0.6, right=1.1, top=1.2, bottom=0.85, across=1.2)[0]
-    lines = {"correct": ("Accuracy", ACCENT), "recall_at_1": ("Recall@1", NAVY), "recall_at_5": ("Recall@5", SLATE)}
-    for ax, (sweep, words) in zip(axes, {"padding": "Padding", "noise": "Noise"}.items()):
-        ax.set_title(f"{words}, %", weight="bold", pad=8)
-        ax.set(ylim=(-3, 103), xlabel=f"{sweep}, share of the box's side")
-        chosen, ends = [row for row in rows if row["sweep"] == sweep], []
-        if not chosen:
-            ax.text(0.5, 0.5, f"no {sweep} in\nablation/sweeps.jsonl", transform=ax.transAxes, ha="center", color=MUTED)
-            continue
-        for field, (name, colour) in lines.items():
-            x, intervals = _shares(chosen, "level", field)
-            line(ax, x, intervals, colour, field == "correct")
-            ends.append((name, 100 * intervals[-1].value, colour))
-        end_labels(ax, x[-1] + 0.05 * (x[-1] - x[0] or 1), ends, 7)
-    return chart
-
-
-def _shares(rows: Sequence[dict], by: str, field: str) -> tuple[list[float], list[Interval]]:
-    """The share of rows where `field` is true at each value of `by`."""
-    places = sorted({row[by] for row in rows})
-    groups = [[row for row in rows if row[by] == place] for place in places]
-    return places, [_share(group, [row[field] for row in group]) for group in groups]
-
-
-def _share(rows: Sequence[dict], outcomes: Sequence[bool]) -> Interval:
-    """The share of True, resampled by country as the run's metrics are; Wilson's where all outcomes are the same."""
-    if len(set(outcomes)) == 1:
-        return proportion(outcomes)
-    countries = [row["question"]["entity"] if "question" in row else row.get("entity", row["id"]) for row in rows]
-    return cluster_mean([float(outcome) for outcome in outcomes], countries, seed=0)
 
 
 ALL = (

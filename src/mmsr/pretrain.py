@@ -2,10 +2,9 @@
 
     python -m mmsr.pretrain --out base --seed 0
 
-It trains a byte-level BPE on the lessons, then a Qwen2.5-VL of under 8M parameters on sequences of lessons
-(lessons.py), with loss on every text token: phase 1 on all
-lessons but relays, phase 2 mostly on relays. Nothing in the kit imports this module; the result is shipped in
-`assets/tiny`, and `python -m mmsr.basecheck` measures what it can do. Architecture: Qwen2.5-VL (arXiv 2502.13923).
+It trains a byte-level BPE on the lessons, then a Qwen2.5-VL of under 8M parameters (tiny.py) on sequences of lessons
+(lessons.py), with loss on every text token: phase 1 on all lessons but relays, phase 2 mostly on relays. Nothing in the
+kit imports this module; the result is shipped in `assets/tiny`, and `python -m mmsr.basecheck` measures what it can do.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,119 +22,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from mmsr.lessons import VIEW, lesson_scene, mosaic, scene_lessons, text_lesson, visual_lessons
 from mmsr.policy import fast_bf16
-from mmsr.reading import PLAIN_WORDS, Lesson, now_and_then_marked
+from mmsr.reading import Lesson, now_and_then_marked
 from mmsr.relays import Relays
+from mmsr.tiny import GRID, MERGE, PATCH, PICTURE_TOKENS, picture_processor, tiny_config, train_tokenizer
 from mmsr.world.data import World, load_world
 
-VOCABULARY = 2560
-PATCH, MERGE = 8, 2
-GRID = VIEW // PATCH
-PICTURE_TOKENS = (GRID // MERGE) ** 2
 SCENE_REUSE = 4
 MOSAICS = 0.4  # of the pictures drawn; a scene serves four sequences, so about a seventh of the sequences
 QUIET_WEIGHT = 0.1  # of a token that is no answer, against 1 of an answer's
 QUIET_SHARE = 0.125  # of those tokens are drawn to bear it for all: logits over the vocabulary are a fifth of a step
-SPECIALS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-# Qwen's own splitting of text into words, single digits and runs of punctuation
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def train_tokenizer(world: World, seed: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 2,560 tokens, trained on lessons: train countries and invented words alone."""
-    rng = random.Random(f"{seed}/tokenizer")
-    texts = [" ".join(PLAIN_WORDS), "user\nassistant\n"] * 400
-    for _ in range(20_000):
-        texts += text_lesson(world, rng, copying=0.1)
-    for _ in range(150):
-        for lesson in scene_lessons(world, lesson_scene(world, rng), rng):
-            texts += lesson
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=list(SPECIALS),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        extra_special_tokens=[s for s in SPECIALS if s not in {"<|im_end|>", "<|endoftext|>"}],
-        clean_up_tokenization_spaces=False,
-        model_max_length=2048,
-    )
-
-
-def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
-    """A Qwen2.5-VL of about 5M parameters: 4 language layers of 256, 4 vision layers of 128, 8-pixel patches."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIALS}
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": VOCABULARY,
-            "hidden_size": 256,
-            "intermediate_size": 768,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            "tie_word_embeddings": True,
-            "bos_token_id": None,
-            "eos_token_id": ids["<|im_end|>"],
-            "pad_token_id": ids["<|endoftext|>"],
-        },
-        vision_config={
-            "depth": 4,
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_heads": 4,
-            "out_hidden_size": 256,
-            "patch_size": PATCH,
-            "spatial_merge_size": MERGE,
-            "temporal_patch_size": 2,
-            "window_size": VIEW,
-            "fullatt_block_indexes": [0, 1, 2, 3],
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=True,
-    )
-
-
-def picture_processor() -> Qwen2VLImageProcessorPil:
-    """Every picture is brought to about 96×96 pixels, in steps of 16."""
-    size = {"shortest_edge": VIEW * VIEW, "longest_edge": VIEW * VIEW}
-    return Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, size=size)
 
 
 @dataclass(frozen=True)
@@ -363,15 +263,20 @@ def save(
     (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Both phases, or the second alone from where `--start` left."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("base"))
     parser.add_argument("--minutes", type=float, nargs=2, default=(8.5, 8.5), help="of each phase")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--start", type=Path, help="the outcome of phase 1, to go on with phase 2")
-    arguments = parser.parse_args()
-    first = arguments.start or arguments.out / "phase1"
-    if not arguments.start:
-        train(first, None, PHASES[0], arguments.minutes[0], arguments.seed, arguments.workers)
-    train(arguments.out, first, PHASES[1], arguments.minutes[1], arguments.seed, arguments.workers)
+    options = parser.parse_args(arguments)
+    first = options.start or options.out / "phase1"
+    if not options.start:
+        train(first, None, PHASES[0], options.minutes[0], options.seed, options.workers)
+    train(options.out, first, PHASES[1], options.minutes[1], options.seed, options.workers)
+
+
+if __name__ == "__main__":
+    main()
