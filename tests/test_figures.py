@@ -20,7 +20,7 @@ from mmsr.charts import ACCENT, Metrics, sample, spread
 from mmsr.curves import running_mean
 from mmsr.habits import HABITS
 from mmsr.metrics import Interval
-from mmsr.pictures import draw_trajectory, gallery, picture_of, save, side_by_side, wrap
+from mmsr.pictures import draw_trajectory, gallery, picture_of, save, scenes, side_by_side, wrap
 from mmsr.world.data import World, load_world
 from mmsr.world.questions import make_questions
 
@@ -288,6 +288,16 @@ def test_gallery_and_side_by_side(world: World, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one row"):
         gallery([], world, tmp_path / "none.png")
     assert picture_of(sft, world).size == (384, 384)
+
+
+def test_scenes_show_each_question_with_its_answer(world: World, tmp_path: Path) -> None:
+    questions = make_questions(world, "test", 5, seed=0)
+    figure = scenes(questions, world)
+    assert len(figure.axes[0].images) == 5
+    shown = " ".join(words(figure).split())
+    assert all(question.text in shown and question.answer in shown for question in questions)
+    texts = [text.get_window_extent(figure.canvas.get_renderer()) for text in figure.axes[0].texts]
+    assert not any(a.overlaps(b.padded(-1)) for i, a in enumerate(texts) for b in texts[:i])
 
 
 def test_wrapping_keeps_the_width_and_the_words() -> None:

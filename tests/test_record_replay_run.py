@@ -116,6 +116,14 @@ def test_the_manifest_tells_what_was_asked_and_spent(runs: Runs) -> None:
         assert manifest["04_evaluate"]["roles"]["judge"]["model"] == "by-letters"
 
 
+def test_every_picture_is_shown(runs: Runs) -> None:
+    pictures = {"01_build_data": 3, "02_sft": 2, "03_grpo": 2, "04_evaluate": 6, "05_crop_ablation": 3}
+    for name, number in pictures.items():
+        cells = nbformat.read(runs.recorded / f"{name}.ipynb", as_version=4).cells
+        shown = [out for cell in cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+        assert len(shown) == number, name
+
+
 def test_a_public_benchmark_is_examined(runs: Runs) -> None:
     with local_llm() as llm:
         asked = {"benchmark": "okvqa", "data_dir": str(FIXTURES / "okvqa"), "adapters": str(runs.recorded)}

@@ -1,5 +1,6 @@
 """Trajectories as pictures: the scene with the crop drawn in, the crop enlarged, the turns as coloured text.
 
+    scenes(questions[:6], load_world())                       # questions and their pictures
     draw_trajectory(scene.picture, trajectory, question)      # a figure
     gallery(rows[:4], load_world(), Path("figures/gallery.png"))
     side_by_side(sft_row, grpo_row, load_world())             # one question before and after GRPO
@@ -241,6 +242,29 @@ def _card(sheet: Sheet, y: float, picture: Image.Image, row: Mapping) -> float:
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------
+
+
+def scenes(questions: Sequence[Question], world: World, columns: int = 3) -> Figure:
+    """Questions side by side: the picture, the type, what is asked, the gold answer."""
+    sheet, gap, y = Sheet(), 0.35, MARGIN
+    width = (WIDTH - 2 * MARGIN - (columns - 1) * gap) / columns
+    for start in range(0, len(questions), columns):
+        ends = []
+        for column, question in enumerate(questions[start : start + columns]):
+            x = MARGIN + column * (width + gap)
+            end = y + sheet.image(x, y, width, question.scene(world).picture) + 0.1
+            parts = (
+                (TYPES[question.type], {"color": MUTED}),
+                (question.text, {"color": INK, "weight": "bold"}),
+                (question.answer, {"color": RIGHT, "weight": "bold"}),
+            )
+            for text, style in parts:
+                for words in wrap(text, width, weight=style.get("weight", "normal")):
+                    sheet.text(x, end + LINE * 0.75, words, **style)
+                    end += LINE
+            ends.append(end)
+        y = max(ends) + gap
+    return sheet.figure(y)
 
 
 def draw_trajectory(picture: Image.Image, trajectory: Mapping, question: Question | Mapping) -> Figure:

@@ -131,12 +131,12 @@ def table(*run_dirs: Path) -> str:
     workflows = [["workflow", "accuracy", "searches", "needless", "valid turns"]]
     for name in WORKFLOWS:
         get = _getter(known, f"eval/{name}")
-        cells = (_percent(get("needless_search_rate")), _percent(get("valid_turn_rate")))
-        workflows.append([name, _percent(get("accuracy"), True), _number(get("searches")), *cells])
+        cells = (percent(get("needless_search_rate")), percent(get("valid_turn_rate")))
+        workflows.append([name, percent(get("accuracy"), True), _number(get("searches")), *cells])
     crops = [["crop", "accuracy", "recall@1"]]
     for name in CROPS:
         get = _getter(known, f"ablation/{name}")
-        crops.append([name, _percent(get("accuracy"), True), _percent(get("recall_at_1"), True)])
+        crops.append([name, percent(get("accuracy"), True), percent(get("recall_at_1"), True)])
     pairs = [["paired difference", "accuracy, points"]]
     pairs += [[name, signed(known.get(f"paired/{name}/accuracy"), 100)] for name in PAIRS]
     head = [] if len(run_dirs) == 1 else [f"{len(run_dirs)} runs: their mean [their lowest, their highest]"]
@@ -154,7 +154,8 @@ def _getter(known: Mapping[str, Interval], prefix: str) -> Callable[[str], Inter
     return lambda name: known.get(f"{prefix}/{name}")
 
 
-def _percent(interval: Interval | None, bounds: bool = False) -> str:
+def percent(interval: Interval | None, bounds: bool = False) -> str:
+    """A share with its bounds, where they are asked for and known: "62.7 % [57.1, 68.4]"."""
     if interval is None:
         return DASH
     if not bounds or interval.low is None or interval.high is None:

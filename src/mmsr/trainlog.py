@@ -16,6 +16,8 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+# of a GRPO step, whose loss is 0 by its making: advantages of a group have no mean, and the ratio starts at 1
+REINFORCED = {"reward": "reward", "accuracy": "rewards/accuracy/mean", "searches": "rewards/searches/mean"}
 PATIENCE = timedelta(hours=2)  # of processes for each other: live tools may hold one of them up
 
 
@@ -48,8 +50,8 @@ class StepCSV(TrainerCallback):
             writer.writerows(self.rows)
         part.replace(self.path)
         if state.global_step % max(1, state.max_steps // 10) == 0:
-            shown = {key: float(row[key]) for key in ("loss", "reward") if key in row}
-            numbers = "  ".join(f"{key} {value:.3f}" for key, value in shown.items())
+            names = REINFORCED if "reward" in row else {"loss": "loss"}
+            numbers = "  ".join(f"{name} {float(row[key]):.3f}" for name, key in names.items() if key in row)
             print(f"step {state.global_step}/{state.max_steps}  {numbers}", file=sys.stdout, flush=True)
 
 
