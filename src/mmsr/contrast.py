@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mmsr.evaluate import compare, load_rows
 from mmsr.metrics import Interval
-from mmsr.runs import aligned, signed
+from mmsr.runs import aligned, mean_and_range, signed
 
 OUTCOME = ("answer", "correct", "searches", "search_free")  # of a row: where all are equal, nothing has changed
 
@@ -97,6 +97,5 @@ def _together(pairs: Sequence[Contrast]) -> dict[str, dict[str, Interval]]:
         having = [pair for pair in pairs if name in pair.changed or name in pair.same]
         for key in ("accuracy", "searches", "needless"):
             values = [pair.changed[name][key].value if name in pair.changed else 0.0 for pair in having]
-            mean = Interval(sum(values) / len(values), min(values), max(values), len(values))
-            found.setdefault(name, {})[key] = mean
+            found.setdefault(name, {})[key] = mean_and_range(values)
     return found

@@ -147,7 +147,12 @@ def over_runs(run_dirs: Sequence[Path]) -> dict[str, Interval]:
     """For each metric that all of several runs have: their mean, between their lowest and their highest."""
     runs = [read_metrics(folder) for folder in run_dirs]
     values = {name: [run[name].value for run in runs] for name in runs[0] if all(name in run for run in runs)}
-    return {name: Interval(sum(v) / len(v), min(v), max(v), len(v)) for name, v in values.items()}
+    return {name: mean_and_range(found) for name, found in values.items()}
+
+
+def mean_and_range(values: Sequence[float]) -> Interval:
+    """The mean of what several runs have measured, between the lowest and the highest; n counts the runs."""
+    return Interval(sum(values) / len(values), min(values), max(values), len(values))
 
 
 def _getter(known: Mapping[str, Interval], prefix: str) -> Callable[[str], Interval | None]:
@@ -171,10 +176,10 @@ def signed(interval: Interval | None, scale: float = 1.0, digits: int = 1) -> st
     """A difference with its bounds, times `scale`: "+11.5 [+7.2, +16.4]"."""
     if interval is None:
         return DASH
-    value, low, high = (
-        None if x is None else f"{scale * x:+.{digits}f}" for x in (interval.value, interval.low, interval.high)
-    )
-    return f"{value}" if low is None or high is None else f"{value} [{low}, {high}]"
+    value = f"{scale * interval.value:+.{digits}f}"
+    if interval.low is None or interval.high is None:
+        return value
+    return f"{value} [{scale * interval.low:+.{digits}f}, {scale * interval.high:+.{digits}f}]"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
