@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from small_policy import tiny
 
-from mmsr.policy import TINY_DIR, Policy, add_lora, load_policy, load_processor, merged
+from mmsr.policy import TINY_DIR, Policy, add_lora, in_bf16, load_policy, load_processor, merged
 from mmsr.world.data import load_world
 from mmsr.world.questions import make_questions
 
@@ -34,6 +34,11 @@ def test_the_tiny_base_is_small_whole_and_frozen() -> None:
     assert sum(p.numel() for p in model.parameters()) <= 8_000_000
     assert not any(p.requires_grad for p in model.parameters()) and not model.training
     assert sum(path.stat().st_size for path in TINY_DIR.iterdir()) < 16_000_000
+
+
+def test_every_cpu_computes_in_fp32_and_every_gpu_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert not in_bf16(torch.device("cpu")) and in_bf16(torch.device("cuda"))
 
 
 def test_one_by_one_is_as_all_at_once() -> None:

@@ -26,7 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from mmsr.env import SearchEnv, Task, Trajectory, first_messages
 from mmsr.metrics import Interval
-from mmsr.policy import Policy, best_device, fast_bf16, merged
+from mmsr.policy import Policy, best_device, in_bf16, merged
 from mmsr.presets import Preset
 from mmsr.protocol import Answer, ProtocolError, parse_turn
 from mmsr.reward import Judge, RewardWeights, matches, score
@@ -112,7 +112,7 @@ def grpo_config(preset: Preset, folder: Path, seed: int, kl: float, vllm: bool =
         max_tool_calling_iterations=MAX_TURNS,
         **rollouts,
         mask_truncated_completions=False,
-        bf16=fast_bf16(best_device()),
+        bf16=in_bf16(best_device()),
         gradient_checkpointing=preset.policy != "tiny",
         logging_steps=1,
         save_steps=preset.checkpoint_steps,

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from mmsr.lessons import VIEW, lesson_scene, mosaic, scene_lessons, text_lesson, visual_lessons
-from mmsr.policy import fast_bf16
+from mmsr.policy import in_bf16
 from mmsr.reading import Lesson, now_and_then_marked
 from mmsr.relays import Relays
 from mmsr.tiny import GRID, MERGE, PATCH, PICTURE_TOKENS, picture_processor, tiny_config, train_tokenizer
@@ -231,7 +231,7 @@ def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int
             for group in optimiser.param_groups:
                 group["lr"] = group["share"] * learning_rate(progress, phase.peak)
             ids, views = ids.to(device, non_blocking=True), views.to(device, non_blocking=True)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_bf16(device)):
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16(device)):
                 loss = step_loss(model, ids, views, answer_weights(ids, tokens))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()

@@ -25,7 +25,7 @@ from trl import SFTConfig, SFTTrainer
 
 from mmsr.dataset import Example
 from mmsr.invented import invented_name
-from mmsr.policy import Policy, best_device, fast_bf16, lora_config
+from mmsr.policy import Policy, best_device, in_bf16, lora_config
 from mmsr.presets import Preset
 from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers, save_adapter, split_batch
 from mmsr.world.data import load_world
@@ -88,7 +88,7 @@ def typed(messages: Sequence[dict]) -> list[dict]:
 
 
 def sft_config(preset: Preset, folder: Path, seed: int) -> SFTConfig:
-    """The paper's settings: cosine, warm-up 0.1, bf16; rate, batch and epochs by preset."""
+    """The paper's settings: cosine, warm-up 0.1; rate, batch and epochs by preset."""
     rows, passes = split_batch(preset.sft_batch, preset.micro_batch)
     return SFTConfig(
         output_dir=str(folder / "checkpoints"),
@@ -99,7 +99,7 @@ def sft_config(preset: Preset, folder: Path, seed: int) -> SFTConfig:
         learning_rate=preset.sft_lr,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
-        bf16=fast_bf16(best_device()),
+        bf16=in_bf16(best_device()),
         assistant_only_loss=True,
         max_length=None,
         gradient_checkpointing=preset.policy != "tiny",
