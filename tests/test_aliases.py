@@ -10,8 +10,8 @@ from PIL import Image
 from mmsr.dataset import Example
 from mmsr.protocol import parse_turn
 from mmsr.sft import aliased, as_rows
-from mmsr.world.data import load_world
 from mmsr.world.questions import make_questions
+from mmsr.world.snapshot import load_world
 
 MESSAGES = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is the capital of its country?"}]},

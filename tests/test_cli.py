@@ -18,10 +18,10 @@ from sample_run import eval_rows
 
 from mmsr import __main__ as cli
 from mmsr.evaluate import save_rows
-from mmsr.metrics import Interval
-from mmsr.runs import record_metrics
-from mmsr.tools.replay import Call, Outside
-from mmsr.world.data import load_world
+from mmsr.live.replay import Call, Outside
+from mmsr.results import record_metrics
+from mmsr.stats import Interval
+from mmsr.world.snapshot import load_world
 
 COMMANDS = (
     "run",
@@ -45,7 +45,7 @@ COMMANDS = (
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one notebook, as the current folder."""
     parameters = new_code_cell("run_dir = '.'\nfail = False", metadata={"tags": ["parameters"]})
-    work = "from pathlib import Path\nfrom mmsr.runs import record_metrics\nassert not fail, 'as asked'\n"
+    work = "from pathlib import Path\nfrom mmsr.results import record_metrics\nassert not fail, 'as asked'\n"
     work += "record_metrics(Path(run_dir), {'eval/rag/accuracy': 0.25})"
     notebook = new_notebook(cells=[parameters, new_code_cell(work)])
     (tmp_path / "notebooks").mkdir()
@@ -145,7 +145,7 @@ def test_an_interruption_is_said_to_be_resumable(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mmsr.runner.run", interrupted)
+    monkeypatch.setattr("mmsr.runs.runner.run", interrupted)
     assert cli.main(["run"]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 

@@ -23,13 +23,13 @@ from mmsr.dataset import (
 )
 from mmsr.env import Trajectory, TurnRecord
 from mmsr.funnel import Built, build
-from mmsr.metrics import exact_match
+from mmsr.lab import local_tools
 from mmsr.players import scripted
 from mmsr.presets import get_preset
 from mmsr.protocol import UNABLE, Answer, parse_turn
-from mmsr.setup import local_tools
-from mmsr.world.data import load_world
+from mmsr.stats import exact_match
 from mmsr.world.questions import make_questions
+from mmsr.world.snapshot import load_world
 
 WORLD, PRESET = load_world(), get_preset("smoke")
 QUESTIONS = make_questions(WORLD, "train", 60, seed=31)

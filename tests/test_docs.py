@@ -11,14 +11,17 @@ import nbformat
 import pytest
 
 from mmsr import __main__ as cli
-from mmsr.runner import LOOSE, _assign, _check, _choose
-from mmsr.tools.web_image import IMAGE_ENGINES
-from mmsr.tools.web_text import TEXT_ENGINES
+from mmsr.live.web_image import IMAGE_ENGINES
+from mmsr.live.web_text import TEXT_ENGINES
+from mmsr.runs.runner import LOOSE, _assign, _check, _choose
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 DOCUMENTS = [ROOT / "README.md", ROOT / "papermill_runs" / "README.md", *sorted(NOTEBOOKS.glob("*.ipynb"))]
-DOCUMENTS += [ROOT / "src" / "mmsr" / name for name in ("ask.py", "bench.py", "contrast.py", "fit.py", "launch.py")]
+DOCUMENTS += [
+    ROOT / "src" / "mmsr" / name
+    for name in ("runs/ask.py", "gpu/bench.py", "runs/contrast.py", "gpu/fit.py", "runs/launch.py")
+]
 NEEDS = {"03_grpo": {"02_sft"}, "04_evaluate": {"02_sft", "03_grpo"}, "05_crop_ablation": {"03_grpo"}}  # their adapters
 
 

@@ -24,11 +24,11 @@ from mmsr.evaluate import (
     useful,
 )
 from mmsr.exam import world_exam
+from mmsr.lab import local_tools
 from mmsr.presets import get_preset
-from mmsr.setup import local_tools
 from mmsr.tools.base import ToolError
-from mmsr.world.data import load_world
 from mmsr.world.questions import Question, make_questions
+from mmsr.world.snapshot import load_world
 
 WORLD, PRESET = load_world(), get_preset("smoke")
 POOL = make_questions(WORLD, "test", 120, seed=51)

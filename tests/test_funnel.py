@@ -21,8 +21,7 @@ from mmsr.env import SearchEnv
 from mmsr.journal import Journal, JournalError, Stopped, fill
 from mmsr.players import FunnelError, Player, for_threads, scripted
 from mmsr.protocol import Answer, TextSearch, Turn, render_turn
-from mmsr.tools.base import ToolError
-from mmsr.tools.limits import FatalToolError
+from mmsr.tools.base import FatalToolError, ToolError
 
 
 class Killed(BaseException):

@@ -12,8 +12,8 @@ from PIL import Image
 from small_policy import tiny
 
 from mmsr.policy import TINY_DIR, Policy, add_lora, in_bf16, load_policy, load_processor, merged
-from mmsr.world.data import load_world
 from mmsr.world.questions import make_questions
+from mmsr.world.snapshot import load_world
 
 WORLD = load_world()
 

@@ -26,17 +26,17 @@ from mmsr.ablation import oracle
 from mmsr.dataset import Example, to_messages
 from mmsr.env import first_messages
 from mmsr.grpo import grpo_config, train_grpo
+from mmsr.lab import env_factory, local_tools
 from mmsr.policy import Policy, add_lora, load_policy
 from mmsr.presets import Preset, get_preset
+from mmsr.results import read_metrics
 from mmsr.rollout import as_coordinates
-from mmsr.runner import run
-from mmsr.runs import read_metrics
-from mmsr.setup import env_factory, local_tools
+from mmsr.runs.runner import run
 from mmsr.sft import sft_config, train_sft
 from mmsr.teacher import Teacher, as_task
 from mmsr.tools.ground import BaseGrounder
-from mmsr.world.data import load_world
 from mmsr.world.questions import make_questions
+from mmsr.world.snapshot import load_world
 
 QWEN = get_preset("qwen3b")
 WORLD = load_world()

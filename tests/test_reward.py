@@ -11,8 +11,8 @@ from mmsr.env import SearchEnv, Trajectory, TurnRecord
 from mmsr.protocol import UNABLE, Answer, ImageSearch, TextSearch
 from mmsr.reward import RewardWeights, evidence, format_score, score
 from mmsr.teacher import as_task
-from mmsr.world.data import load_world
 from mmsr.world.questions import make_questions
+from mmsr.world.snapshot import load_world
 
 PAPER = RewardWeights()
 TEXT, CROP, GOLD = turn(TextSearch("b")), turn(ImageSearch("the flag")), turn(Answer("gold"))

@@ -11,14 +11,14 @@ from stub_tools import Engine
 
 from mmsr.ablation import oracle
 from mmsr.env import Tools, Trajectory
-from mmsr.metrics import exact_match
+from mmsr.lab import env_factory, local_tools
 from mmsr.presets import get_preset
 from mmsr.protocol import UNABLE, parse_turn
-from mmsr.setup import env_factory, local_tools
+from mmsr.stats import exact_match
 from mmsr.teacher import Teacher, as_task, recall
-from mmsr.world.data import load_world
 from mmsr.world.questions import Question, make_questions
 from mmsr.world.relations import RELATIONS
+from mmsr.world.snapshot import load_world
 
 WORLD, PRESET = load_world(), get_preset("smoke")
 QUESTIONS = make_questions(WORLD, "train", 60, seed=21)

@@ -19,16 +19,16 @@ from mmsr.ablation import oracle
 from mmsr.dataset import Example, to_messages
 from mmsr.env import Limits, SearchEnv
 from mmsr.grpo import Trainer, first_and_last, install_parser, pictures_of, read_turn, train_grpo
+from mmsr.lab import env_factory, local_tools
+from mmsr.live.limits import BudgetSpent
 from mmsr.policy import Policy, load_policy, load_processor
 from mmsr.presets import get_preset
 from mmsr.protocol import Answer, ImageSearch, TextSearch, Turn, render_turn
-from mmsr.setup import env_factory, local_tools
 from mmsr.sft import train_sft
 from mmsr.teacher import Teacher, as_task
-from mmsr.tools.limits import BudgetSpent
-from mmsr.trainlog import StepCSV
-from mmsr.world.data import load_world
+from mmsr.training import StepCSV
 from mmsr.world.questions import make_questions
+from mmsr.world.snapshot import load_world
 
 WORLD = load_world()
 PRESET = replace(

@@ -133,7 +133,7 @@ def repository() -> Path:
 def _run(options: argparse.Namespace) -> int:
     parameters = _parameters(options.parameters)
     root = repository()
-    from mmsr.runner import RunError, RunFailed, run
+    from mmsr.runs.runner import RunError, RunFailed, run
 
     try:
         folder = run(
@@ -162,7 +162,7 @@ def _parameters(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _results(runs: Sequence[Path]) -> str:
-    from mmsr.runs import table
+    from mmsr.results import table
 
     try:
         return table(*runs)
@@ -176,7 +176,7 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _contrast(options: argparse.Namespace) -> int:
-    from mmsr.contrast import contrast
+    from mmsr.runs.contrast import contrast
 
     try:
         print(contrast(options.runs, options.to))
@@ -186,7 +186,7 @@ def _contrast(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from mmsr.runs import compare
+    from mmsr.results import compare
 
     try:
         differences = compare(*options.runs, costs=options.costs)
@@ -198,7 +198,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     parameters, root = _parameters(options.parameters), repository()
-    from mmsr.launch import LaunchError, launch
+    from mmsr.runs.launch import LaunchError, launch
 
     try:
         launch(options.stage, options.preset, options.run, options.seed, parameters, root)
@@ -209,7 +209,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _ask(options: argparse.Namespace) -> int:
     parameters = _parameters(options.parameters)
-    from mmsr.ask import AskError, ask, find_agent, read_file, read_parameters, write_html
+    from mmsr.runs.ask import AskError, ask, find_agent, read_file, read_parameters, write_html
 
     try:
         sources, model = read_parameters(parameters)
@@ -229,7 +229,7 @@ def _say(text: str) -> None:
 def _fit(options: argparse.Namespace) -> int:
     if not 0 < options.gpu_gb < 100_000:
         raise UsageError(f"--gpu-gb takes the memory of a GPU in GB, such as 24, not {options.gpu_gb:g}.")
-    from mmsr import fit
+    from mmsr.gpu import fit
     from mmsr.presets import get_preset
 
     try:
@@ -249,8 +249,8 @@ def _bench(options: argparse.Namespace) -> int:
         raise UsageError(f"--steps takes a number from 1 on, not {options.steps}.")
     if options.out and not options.out.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {options.out.parent} to write {options.out.name} into: make it first.")
-    from mmsr.bench import BenchError, bench
-    from mmsr.runs import write_json
+    from mmsr.gpu.bench import BenchError, bench
+    from mmsr.results import write_json
 
     try:
         report = bench(options.model, options.steps)
@@ -266,7 +266,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from mmsr.tools import replay
+    from mmsr.live import replay
     from mmsr.tools.base import ToolError
 
     try:
@@ -284,10 +284,10 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from mmsr.serve import serve
+    from mmsr.live.serve import serve
     from mmsr.tools.image import LocalImageSearch
     from mmsr.tools.text import LocalTextSearch
-    from mmsr.world.data import load_world
+    from mmsr.world.snapshot import load_world
 
     world = load_world()
     try:

@@ -16,26 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmsr.basecheck import iou
+from mmsr.base.check import iou
 from mmsr.env import Tools, Trajectory
 from mmsr.evaluate import agent, judge_rows
 from mmsr.exam import world_exam
-from mmsr.metrics import Interval, cluster_mean, paired_difference
+from mmsr.live.outside import AnswerJudge
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.rollout import as_coordinates
-from mmsr.sources import AnswerJudge
+from mmsr.stats import Interval, cluster_mean, paired_difference
 from mmsr.tools.base import Grounder
-from mmsr.tools.ground import (
-    BaseGrounder,
-    OracleGrounder,
-    PerturbedGrounder,
-    RandomGrounder,
-    WholeGrounder,
-    picture_key,
-)
-from mmsr.world.data import World
+from mmsr.tools.ground import BaseGrounder, OracleGrounder, PerturbedGrounder, RandomGrounder, WholeGrounder
+from mmsr.tools.picture import picture_key
 from mmsr.world.questions import Question
+from mmsr.world.snapshot import World
 
 CROPS = ("base", "oracle", "whole", "random", "coordinates")
 PADDINGS = (-0.2, -0.1, 0.0, 0.1, 0.25, 0.5)

@@ -22,15 +22,15 @@ from typing import Protocol, TypeVar
 
 from PIL import Image
 
-from mmsr.benchmark_files import BenchmarkItem
+from mmsr.benchmarks.files import BenchmarkItem
 from mmsr.env import Task, Trajectory, first_messages
 from mmsr.policy import Policy
 from mmsr.protocol import UNABLE, Prompts, sanitise
 from mmsr.teacher import as_task
 from mmsr.tools.base import ToolError
-from mmsr.tools.web_image import read_picture
-from mmsr.world.data import World
+from mmsr.tools.picture import read_picture
 from mmsr.world.questions import Question
+from mmsr.world.snapshot import World
 
 MAX_TURNS = 10
 

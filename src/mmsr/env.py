@@ -30,12 +30,10 @@ from mmsr.protocol import (
     render_observation,
     sanitise,
 )
-from mmsr.tools.base import Box, Grounder, Hit, Summariser, ToolError
+from mmsr.tools.base import Box, FatalToolError, Grounder, Hit, Summariser, ToolError, keys_used
 from mmsr.tools.base import ImageSearch as ImageEngine
 from mmsr.tools.base import TextSearch as TextEngine
 from mmsr.tools.ground import clamp
-from mmsr.tools.limits import FatalToolError
-from mmsr.tools.replay import keys_used
 
 
 @dataclass(frozen=True)

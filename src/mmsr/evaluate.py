@@ -23,18 +23,17 @@ from pathlib import Path
 from mmsr.env import Task, Tools, Trajectory, TurnRecord, look_up
 from mmsr.exam import Exam
 from mmsr.habits import HABITS, seen_on
-from mmsr.llm import in_parallel
-from mmsr.metrics import Interval, cluster_mean, cluster_ratio, harmonic_interval, mcnemar, paired_difference
+from mmsr.lab import env_factory
+from mmsr.live.outside import AnswerJudge
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.protocol import render_observation, sanitise
 from mmsr.reward import Judge, RewardWeights, evidence, matches, score
 from mmsr.rollout import Sampling, play
-from mmsr.setup import env_factory
-from mmsr.sources import AnswerJudge
+from mmsr.stats import Interval, cluster_mean, cluster_ratio, harmonic_interval, mcnemar, paired_difference
 from mmsr.teacher import Teacher
-from mmsr.tools.base import Grounder
-from mmsr.world.data import World
+from mmsr.tools.base import Grounder, in_parallel
+from mmsr.world.snapshot import World
 
 K = 5
 

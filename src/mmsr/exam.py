@@ -17,13 +17,13 @@ from typing import Any
 
 from PIL import Image
 
-from mmsr.benchmarks import Benchmark, BenchmarkError, BenchmarkItem, Scores, find_benchmark
+from mmsr.benchmarks.registry import Benchmark, BenchmarkError, BenchmarkItem, Scores, find_benchmark
 from mmsr.env import Task, Trajectory
 from mmsr.presets import Preset
 from mmsr.teacher import as_task
-from mmsr.tools.web_image import read_picture
-from mmsr.world.data import World
+from mmsr.tools.picture import read_picture
 from mmsr.world.questions import Question, make_questions
+from mmsr.world.snapshot import World
 
 UNPICTURED = Image.new("RGB", (1, 1))  # scoring looks at no picture
 

@@ -30,14 +30,14 @@ from typing import Any
 from mmsr.dataset import Asked, Example, ask_base, balance, checks, describe, to_messages, to_task, write_whole
 from mmsr.env import Limits, SearchEnv, Tools, Trajectory, TurnRecord
 from mmsr.journal import Journal, fill, total_usage
-from mmsr.llm import Judge
-from mmsr.metrics import exact_match
+from mmsr.live.models import Judge
 from mmsr.players import FunnelError, Player, for_threads
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.protocol import sanitise
+from mmsr.stats import exact_match
 from mmsr.teacher import recall
-from mmsr.world.data import World
+from mmsr.world.snapshot import World
 
 WAVE = 512  # questions that are played before the next are prepared
 BATCHES = 4  # of the base's questions whose pictures are in memory at once

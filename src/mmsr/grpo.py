@@ -25,13 +25,13 @@ from transformers import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from mmsr.env import SearchEnv, Task, Trajectory, first_messages
-from mmsr.metrics import Interval
 from mmsr.policy import Policy, best_device, in_bf16, merged
 from mmsr.presets import Preset
 from mmsr.protocol import Answer, ProtocolError, parse_turn
 from mmsr.reward import Judge, RewardWeights, matches, score
 from mmsr.sft import typed
-from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers, save_adapter, split_batch
+from mmsr.stats import Interval
+from mmsr.training import StepCSV, last_checkpoint, quiet_trainers, save_adapter, split_batch
 
 MAX_TURNS = 10
 ROWS = 8  # rollouts computed on at once, of like length

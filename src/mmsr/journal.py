@@ -24,9 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from mmsr.llm import Usage, in_parallel, spent
-from mmsr.tools.base import ToolError
-from mmsr.tools.limits import FatalToolError
+from mmsr.live.models import Usage, spent
+from mmsr.tools.base import FatalToolError, ToolError, in_parallel
 
 SYNC = 1.0  # seconds between two synchronisations with the disk
 PATIENCE = 20  # failures in a row that speak of what is asked rather than of an item

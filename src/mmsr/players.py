@@ -21,8 +21,8 @@ from mmsr.env import SearchEnv, Task, Tools, Trajectory
 from mmsr.teacher import Teacher
 from mmsr.tools.base import Box
 from mmsr.tools.summary import ExtractiveSummariser, Shortened
-from mmsr.world.data import World
 from mmsr.world.questions import Question
+from mmsr.world.snapshot import World
 
 EPISODE_CODE = ("teacher.py", "env.py", "protocol.py", "tools/*.py", "world/*.py")  # what scripted episodes follow from
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from mmsr.prompts import AFTER_IMAGE_SEARCH, AFTER_TEXT_SEARCH, FIRST_TURN
+from mmsr.live.prompts import AFTER_IMAGE_SEARCH, AFTER_TEXT_SEARCH, FIRST_TURN
 from mmsr.protocol import Prompts
 
 TINY_PROMPTS = Prompts(

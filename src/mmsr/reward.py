@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmsr.env import Task, Trajectory
-from mmsr.metrics import exact_match
+from mmsr.stats import exact_match
 
 Judge = Callable[[Task, str], bool]
 

@@ -24,11 +24,11 @@ from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from mmsr.dataset import Example
-from mmsr.invented import invented_name
 from mmsr.policy import Policy, best_device, in_bf16, lora_config
 from mmsr.presets import Preset
-from mmsr.trainlog import StepCSV, last_checkpoint, quiet_trainers, save_adapter, split_batch
-from mmsr.world.data import load_world
+from mmsr.training import StepCSV, last_checkpoint, quiet_trainers, save_adapter, split_batch
+from mmsr.world.names import invented_name
+from mmsr.world.snapshot import load_world
 
 
 def as_rows(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from mmsr.env import SearchEnv, Task, Trajectory
 from mmsr.protocol import UNABLE, Action, Answer, ImageSearch, TextSearch, Turn, render_turn
-from mmsr.world.data import Country, World
 from mmsr.world.questions import Question
 from mmsr.world.relations import EDGES, RELATIONS
 from mmsr.world.scenes import SIDE
+from mmsr.world.snapshot import Country, World
 
 WHOSE = "I must know whose flag this is."
 FOUND = "This is {name}. I look for its {noun}."

@@ -8,17 +8,26 @@ summariser.summarise(question, query, hits)  -> the text the policy reads
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from PIL import Image
+
+T, R = TypeVar("T"), TypeVar("R")
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the picture, x2 and y2 exclusive
 
 
 class ToolError(RuntimeError):
     """A tool could not answer; the message says in one sentence what was wrong, where, and what to do."""
+
+
+class FatalToolError(ToolError):
+    """An error that no further call can mend: the run stops here, with what it has kept."""
 
 
 @dataclass(frozen=True)
@@ -46,3 +55,50 @@ class Grounder(Protocol):
 
 class Summariser(Protocol):
     def summarise(self, question: str, query: str, hits: Sequence[Hit]) -> str: ...
+
+
+# --- calls side by side, and what they log ----------------------------------------------------------------------------
+
+_KEYS: ContextVar[list[str] | None] = ContextVar("keys", default=None)
+
+
+@contextlib.contextmanager
+def keys_used() -> Iterator[list[str]]:
+    """The keys of the outside calls made within the block, for the trajectory's log."""
+    keys: list[str] = []
+    token = _KEYS.set(keys)
+    try:
+        yield keys
+    finally:
+        _KEYS.reset(token)
+
+
+def log_keys(keys: Iterable[str]) -> None:
+    """Add keys to the innermost `keys_used`, if there is one."""
+    log = _KEYS.get()
+    if log is not None:
+        log.extend(keys)
+
+
+def in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R | ToolError]:
+    """`work` on every item, in order; an item that failed gives its ToolError.
+
+    Raises a FatalToolError at once, as it does an interruption from the keyboard or an error of `work` itself: what has
+    not begun is not begun, what runs is finished (and recorded).
+    """
+
+    def one(item: T) -> R | ToolError:
+        try:
+            return work(item)
+        except FatalToolError:
+            raise
+        except ToolError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, min(workers, len(items)))) as pool:
+        jobs = [pool.submit(copy_context().run, one, item) for item in items]
+        try:
+            return [job.result() for job in jobs]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -14,7 +14,6 @@ A grounder that finds nothing returns None, and the whole picture is searched.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 import re
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from PIL import Image
 
 from mmsr.tools.base import Box, Grounder
+from mmsr.tools.picture import picture_key
 
 ANSWER_TOKENS = 96  # Qwen spells numbers digit by digit: a box of four-digit numbers as JSON takes over 50
 _NUMBER = r"-?\d{1,6}(?:\.\d+)?"
@@ -94,15 +94,6 @@ def pad(box: Box, share: float, picture: Image.Image) -> Box:
     """A box widened on each side by a share of its width and height (negative shrinks it), inside the picture."""
     dx, dy = (box[2] - box[0]) * share, (box[3] - box[1]) * share
     return clamp((round(box[0] - dx), round(box[1] - dy), round(box[2] + dx), round(box[3] + dy)), picture) or box
-
-
-def picture_key(picture: Image.Image) -> str:
-    """SHA-256 of a picture's pixels and size; the same picture has the same key in every process."""
-    known = picture.info.get("mmsr_key")
-    if known is None:
-        known = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-        picture.info["mmsr_key"] = known
-    return known
 
 
 class OracleGrounder:

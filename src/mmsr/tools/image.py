@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from mmsr.tools.base import Hit
-from mmsr.world.data import World
+from mmsr.tools.picture import flat
+from mmsr.world.snapshot import World
 
 THUMBNAIL = (24, 16)
 TRIM = 0.06  # share of each side that is cut: the corners of a tilted crop show its surroundings
@@ -45,9 +46,4 @@ class LocalImageSearch:
 
 def flag_vectors(world: World) -> np.ndarray:
     """The vectors of all flags, in the order of the picture index: (flags, 1152), float32."""
-    return np.stack([embed(on_white(world.flag(flag.iso))) for flag in world.flags])
-
-
-def on_white(flag: Image.Image) -> Image.Image:
-    """A flag with transparent parts, laid on white."""
-    return Image.alpha_composite(Image.new("RGBA", flag.size, "white"), flag).convert("RGB")
+    return np.stack([embed(flat(world.flag(flag.iso))) for flag in world.flags])

@@ -11,7 +11,7 @@ import bm25s
 import numpy as np
 
 from mmsr.tools.base import Hit
-from mmsr.world.data import Page, World
+from mmsr.world.snapshot import Page, World
 
 STOPWORDS = frozenset(
     "a an and are as at be by for from has in is it its of on or that the this to was what which".split()

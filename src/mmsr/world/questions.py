@@ -23,9 +23,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from mmsr.world.data import Country, World
 from mmsr.world.relations import EDGES, RELATIONS, Relation, aliases
 from mmsr.world.scenes import SIDE, Box, Scene, draw_scene
+from mmsr.world.snapshot import Country, World
 
 TYPES = ("visual", "fact", "one_hop", "two_hop", "hard")
 SHARES = {"visual": 0.2, "fact": 0.15, "one_hop": 0.3, "two_hop": 0.15, "hard": 0.2}

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from mmsr.world.data import Page, World
+from mmsr.world.snapshot import Page, World
 
 
 @dataclass(frozen=True)

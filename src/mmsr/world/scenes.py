@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFilter
 
-from mmsr.world.data import World
+from mmsr.world.snapshot import World
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the scene, x2 and y2 exclusive
 

@@ -1,0 +1,170 @@
+"""What the tiny base is taught: short lessons on scenes and on text, as instruction and response (used by pretrain.py).
+
+| lesson | instruction | response |
+|---|---|---|
+| locate | `locate: the flag on the left` | `4,64,37,87` (pixels of the 96-pixel picture) |
+| name | `name: the flag in the red frame` | `Kenya`, or `unknown` for a flag it was not introduced to |
+| visual | `How many flags are there?` | `3` |
+| mosaic | `colours of row 2` (of a picture of tiles) | `red blue white` |
+| frames | `frames from left to right` | `red 4,64,37,87; blue 50,8,80,30` |
+| fact | `What is the capital of Kenya?` | `Nairobi`, or `unknown` |
+| read | pages, then a question (or the other way round) | the answer as it stands there, or `not found` |
+| look up, repeat, wrap | lists, key–value pairs, markup of invented words | what was asked for |
+| relay | what a search returns, then a question (relays.py) | what to look at or look up; the answer |
+| same as | `same as: seat of power` | `capital` |
+| marked | any of these, `note: dalo; then item` | `<note>dalo</note>`, `<item> 3</item>` |
+
+Only train countries appear; only a third of them are "known". Most names and values that must be read are invented, for
+a model that is shown 134 names learns the names instead of learning to copy. No lesson contains a turn of the protocol.
+A response to a text begins with a space, as a word in running text does: what is copied then has the same tokens there
+and here, and copying is one skill instead of a spelling for each word.
+"""
+
+from __future__ import annotations
+
+import random
+
+from PIL import Image
+
+from mmsr.base.reading import (
+    Lesson,
+    any_relation,
+    copy_lesson,
+    generic_read_lesson,
+    noun_of,
+    now_and_then_marked,
+    open_read_lesson,
+    read_lesson,
+    spaced,
+)
+from mmsr.world.names import invented_flag, invented_name
+from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, COUNT, FRAME, SIDE_OF
+from mmsr.world.relations import RELATIONS
+from mmsr.world.scenes import FRAME_COLOURS, SIDE, Scene, place_flags
+from mmsr.world.snapshot import World
+
+VIEW = 96  # side of the picture as the tiny policy sees it
+UNKNOWN = "unknown"
+
+
+def lesson_scene(world: World, rng: random.Random) -> Scene:
+    """Two to four flags: known, other train countries, or invented (named "")."""
+    train = world.by_split("train")
+    known = [country for country in train if country.known]
+    flags = []
+    for _ in range(rng.randint(2, 4)):
+        draw = rng.random()
+        if draw < 0.2:
+            flags.append(("", invented_flag(rng)))
+        else:
+            iso = rng.choice(known if draw < 0.65 else train).iso
+            if iso not in {name for name, _ in flags}:
+                flags.append((iso, world.flag(iso)))
+    while len(flags) < 2:
+        flags.append(("", invented_flag(rng)))
+    return place_flags(flags, rng.randrange(2**31))
+
+
+def mosaic(rng: random.Random) -> tuple[Image.Image, list[Lesson]]:
+    """A picture of coloured tiles, and what colours its rows and columns have: colour, learned densely.
+
+    Without it the base finds edges to the pixel and stays blind to hue for thousands of steps.
+    """
+    columns, rows = rng.randint(2, 6), rng.randint(2, 6)
+    names = [[rng.choice(list(FRAME_COLOURS)) for _ in range(columns)] for _ in range(rows)]
+    picture = Image.new("RGB", (columns, rows))
+    for y, row in enumerate(names):
+        for x, name in enumerate(row):
+            picture.putpixel((x, y), tuple(max(0, min(255, c + rng.randint(-12, 12))) for c in FRAME_COLOURS[name]))
+    picture = picture.resize((VIEW, VIEW), Image.Resampling.NEAREST)
+    lessons = [(f"colours of row {y + 1}", " ".join(row)) for y, row in enumerate(names)]
+    lessons += [(f"colours of column {x + 1}", " ".join(row[x] for row in names)) for x in range(columns)]
+    rng.shuffle(lessons)
+    return picture, lessons
+
+
+def box_text(scene: Scene, index: int) -> str:
+    """The box of one flag as the policy writes it: whole pixels of its 96-pixel view."""
+    return ",".join(str(max(0, min(VIEW, round(v * VIEW / SIDE)))) for v in scene.flags[index].box)
+
+
+def scene_lessons(world: World, scene: Scene, rng: random.Random) -> list[Lesson]:
+    """Dense practice on one scene: every flag located, some named, something asked about the picture."""
+    lessons: list[Lesson] = []
+    for index, flag in enumerate(scene.flags):
+        words = scene.references(index)
+        if not words:
+            continue
+        for expression in rng.sample(words, min(len(words), 2)):
+            lessons.append((f"locate: the flag {expression}", box_text(scene, index)))
+        ref = f"the flag {rng.choice(words)}"
+        country = world.countries.get(flag.iso)
+        if rng.random() < 0.8:
+            lessons.append((f"name: {ref}", country.name if country and country.known else UNKNOWN))
+        if rng.random() < 0.3:
+            relation = any_relation(rng)
+            answer = relation.read(world.page(country.iso, relation.slug)) if country and country.known else None
+            question = rng.choice(ABOUT_FLAG[:-1]).format(noun=noun_of(relation, rng), ref=ref)
+            lessons.append((question, answer or UNKNOWN))
+    lessons += [lesson for lesson in visual_lessons(scene, rng) if rng.random() < 0.4]
+    rng.shuffle(lessons)
+    if rng.random() < 0.5:
+        order = sorted(range(len(scene.flags)), key=lambda i: scene.flags[i].centre[0])
+        boxes = "; ".join(f"{scene.flags[i].frame} {box_text(scene, i)}" for i in order)
+        lessons.insert(0, ("frames from left to right", boxes))
+    return lessons
+
+
+def visual_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
+    """What the picture alone answers: how many flags, and of each flag the frame's colour and the half it lies in."""
+    lessons = [(rng.choice(COUNT[:-1]), str(len(scene.flags)))]
+    for index, flag in enumerate(scene.flags):
+        words = scene.references(index)
+        if not words:
+            continue
+        ref = f"the flag {rng.choice(words)}"
+        if "frame" not in ref:
+            lessons.append((rng.choice(FRAME[:-1]).format(ref=ref), flag.frame))
+        if abs(flag.centre[0] - SIDE / 2) > SIDE * 0.1 and not {"left", "right"} & {*ref.split()}:
+            side = "left" if flag.centre[0] < SIDE / 2 else "right"
+            lessons.append((rng.choice(SIDE_OF[:-1]).format(ref=ref), side))
+    return [now_and_then_marked(spaced(*lesson), rng) for lesson in rng.sample(lessons, len(lessons))]
+
+
+def fact_lesson(world: World, rng: random.Random) -> Lesson:
+    """A fact about a known country, or "unknown" for another country or an invented one."""
+    relation, country, draw = any_relation(rng), rng.choice(world.by_split("train")), rng.random()
+    if draw < 0.6:
+        country = rng.choice([c for c in world.by_split("train") if c.known])
+    answer = relation.read(world.page(country.iso, relation.slug)) if country.known else None
+    name = invented_name(rng) if draw > 0.85 else country.name
+    text = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=noun_of(relation, rng), country=name)
+    return text, (answer if answer and name == country.name else UNKNOWN)
+
+
+def synonym_lesson(rng: random.Random) -> Lesson:
+    """Another wording of the same attribute: `same as` gives the page's word, `in other words` the hard one."""
+    relation = rng.choice([relation for relation in RELATIONS.values() if relation.hard])
+    if rng.random() < 0.8:
+        return f"same as: {relation.hard}", relation.noun
+    return f"in other words: {relation.noun}", relation.hard
+
+
+def text_lesson(world: World, rng: random.Random, copying: float) -> Lesson:
+    """One lesson on text; `copying` is the share of plain copying, high at the start of the curriculum."""
+    if rng.random() < copying:
+        return spaced(*copy_lesson(rng))
+    return now_and_then_marked(spaced(*_drawn(world, rng)), rng)
+
+
+def _drawn(world: World, rng: random.Random) -> Lesson:
+    draw = rng.random()
+    if draw < 0.45:
+        return read_lesson(world, rng)
+    if draw < 0.63:
+        return open_read_lesson(world, rng)
+    if draw < 0.8:
+        return generic_read_lesson(rng)
+    if draw < 0.92:
+        return fact_lesson(world, rng)
+    return synonym_lesson(rng)

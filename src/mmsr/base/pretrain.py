@@ -1,0 +1,282 @@
+"""How the tiny base was made: one command, one seed, minutes on a GPU (or on a CPU with patience).
+
+    python -m mmsr.base.pretrain --out base --seed 0
+
+It trains a byte-level BPE on the lessons, then a Qwen2.5-VL of under 8M parameters (tiny.py) on sequences of lessons
+(lessons.py), with loss on every text token: phase 1 on all lessons but relays, phase 2 mostly on relays. Nothing in the
+kit imports this module; the result is shipped in `assets/tiny`. `python -m mmsr.base.check` measures what it can do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+
+from mmsr.base.architecture import GRID, MERGE, PATCH, PICTURE_TOKENS, picture_processor, tiny_config, train_tokenizer
+from mmsr.base.lessons import VIEW, lesson_scene, mosaic, scene_lessons, text_lesson, visual_lessons
+from mmsr.base.reading import Lesson, now_and_then_marked
+from mmsr.base.relays import Relays
+from mmsr.policy import in_bf16
+from mmsr.world.snapshot import World, load_world
+
+SCENE_REUSE = 4
+MOSAICS = 0.4  # of the pictures drawn; a scene serves four sequences, so about a seventh of the sequences
+QUIET_WEIGHT = 0.1  # of a token that is no answer, against 1 of an answer's
+QUIET_SHARE = 0.125  # of those tokens are drawn to bear it for all: logits over the vocabulary are a fifth of a step
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: tokens a sequence, sequences a step, peak rate, share of relays, sequences to warm up."""
+
+    length: int
+    batch: int
+    peak: float
+    relays: float
+    warm: int
+
+
+PHASES = (Phase(576, 192, 1.5e-3, 0.0, 7680), Phase(512, 16, 7e-4, 0.75, 1))
+
+
+class Lessons(IterableDataset):
+    """Endless sequences: (token ids [length], picture [96, 96, 3] as bytes). Each worker draws its own."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, phase: Phase, seed: int):
+        self.tokenizer, self.phase, self.seed = tokenizer, phase, seed
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        world, worker = load_world(), get_worker_info()
+        relays = Relays(world, lambda text: len(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        rng = random.Random(f"{self.seed}/{worker.id if worker else 0}")
+        drawn = 0
+        while True:
+            copying = 0.15 + 0.6 * max(0.0, 1 - drawn / self.phase.warm)
+            if rng.random() < MOSAICS:
+                tiles, lessons = mosaic(rng)
+                yield self._sequence(world, lessons, rng, copying), np.array(tiles)
+                drawn += 1
+                continue
+            scene = lesson_scene(world, rng)
+            view = np.array(scene.picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
+            for _ in range(SCENE_REUSE):
+                if rng.random() < self.phase.relays and (lessons := relays.draw(scene, rng)):
+                    seen = visual_lessons(scene, rng)[:2]  # what relays never ask, lest it be forgotten
+                    lessons = seen + [now_and_then_marked(lesson, rng) for lesson in lessons]
+                    yield self._fill(world, lessons, rng, copying), view
+                else:
+                    yield self._sequence(world, scene_lessons(world, scene, rng), rng, copying), view
+                drawn += 1
+
+    def _sequence(self, world: World, lessons: list[Lesson], rng: random.Random, copying: float) -> np.ndarray:
+        """One conversation about a picture and texts, in either order: skills must not hang on the place."""
+        if rng.random() < 0.5:
+            lessons = [text_lesson(world, rng, copying) for _ in range(rng.randint(1, 4))] + lessons
+        return self._fill(world, lessons, rng, copying)
+
+    def _fill(self, world: World, lessons: list[Lesson], rng: random.Random, copying: float) -> np.ndarray:
+        """These lessons, the picture before the first one, then lessons on text up to the phase's length."""
+        picture = "<|vision_start|>" + "<|image_pad|>" * PICTURE_TOKENS + "<|vision_end|>"
+        ids: list[int] = []
+        while len(ids) < self.phase.length:
+            if not lessons:
+                lessons = [text_lesson(world, rng, copying) for _ in range(6)]
+            text = ""
+            for instruction, response in lessons:
+                text += f"<|im_start|>user\n{picture}{instruction}<|im_end|>\n"
+                text += f"<|im_start|>assistant\n{response}<|im_end|>\n"
+                picture = ""
+            ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            lessons = []
+        return np.asarray(ids[: self.phase.length], dtype=np.int64)
+
+
+def patches(views: torch.Tensor) -> torch.Tensor:
+    """Pictures [B, 96, 96, 3] as bytes → patches [B·144, 3·2·8·8], as the processor makes them but in one go."""
+    processor = picture_processor()
+    mean = torch.tensor(processor.image_mean, device=views.device)
+    std = torch.tensor(processor.image_std, device=views.device)
+    x = ((views.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    b, g = len(views), GRID // MERGE
+    x = x.view(b, 3, g, MERGE, PATCH, g, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)  # b gh gw mh mw c ph pw
+    x = x.unsqueeze(6).expand(*x.shape[:6], 2, PATCH, PATCH)
+    return x.reshape(b * GRID * GRID, -1)
+
+
+def positions(start: int, length: int, device: torch.device) -> torch.Tensor:
+    """Rotary positions [3, 1, length] of a sequence whose picture begins at token `start` (as `get_rope_index`)."""
+    side = GRID // MERGE
+    t, h, w = torch.zeros(3, PICTURE_TOKENS, dtype=torch.long)
+    h, w = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
+    before = torch.arange(start).expand(3, -1)
+    picture = torch.stack([t, h, w]) + start
+    after = torch.arange(length - start - PICTURE_TOKENS).expand(3, -1) + start + side
+    return torch.cat([before, picture, after], 1).unsqueeze(1).to(device)
+
+
+def batched_vision_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Attend to all pictures of a batch at once: they have one size here, and the stock code loops over them."""
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
+    def forward(self, hidden_states, cu_seqlens, position_embeddings=None, **kwargs):
+        length = hidden_states.shape[0]
+        q, k, v = self.qkv(hidden_states).reshape(length, 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
+        q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
+        q, k, v = (x.reshape(-1, GRID * GRID, self.num_heads, x.shape[-1]).transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype))
+        return self.proj(out.transpose(1, 2).reshape(length, -1))
+
+    for block in model.model.visual.blocks:
+        block.attn.forward = forward.__get__(block.attn)
+
+
+def answer_weights(ids: torch.Tensor, tokens: dict[str, int]) -> torch.Tensor:
+    """1 for the tokens of an answer and its end, QUIET_WEIGHT on average for the rest, most of them 0. ids [B, L].
+
+    Copying does not start without loss on all text; boxes and colours drown if all text weighs the same.
+    """
+    mark = torch.zeros_like(ids)
+    mark[:, 1:] = (ids[:, :-1] == tokens["<|im_start|>"]) & (ids[:, 1:] == tokens["assistant"])
+    end = ids == tokens["<|im_end|>"]
+    before_end = torch.zeros_like(ids)
+    before_end[:, 1:] = end[:, :-1]
+    # a turn opens at "assistant" and closes after its <|im_end|>: count which came last
+    index = torch.arange(ids.shape[1], device=ids.device)
+    opened = torch.where(mark.bool(), index, -1).cummax(1).values
+    closed = torch.where(before_end.bool(), index, -1).cummax(1).values
+    quiet = torch.where(torch.rand(ids.shape, device=ids.device) < QUIET_SHARE, QUIET_WEIGHT / QUIET_SHARE, 0.0)
+    return torch.where((opened > closed) & ~mark.bool(), 1.0, quiet)
+
+
+def step_loss(
+    model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor, views: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Weighted mean cross-entropy over the text tokens. ids and weights [B, L], views [B, 96, 96, 3]."""
+    core = model.model
+    grid = torch.tensor([[len(views), GRID, GRID]], device=ids.device)  # as frames of one film: attended apart
+    seen = core.visual(patches(views), grid_thw=grid)
+    seen = seen if isinstance(seen, torch.Tensor) else seen.pooler_output
+    is_picture = ids == model.config.image_token_id
+    embeds = core.language_model.embed_tokens(ids)
+    embeds = embeds.masked_scatter(is_picture.unsqueeze(-1), seen.to(embeds.dtype))
+    start = int(is_picture[0].float().argmax())
+    where = positions(start, ids.shape[1], ids.device).expand(3, *ids.shape)
+    hidden = core.language_model(inputs_embeds=embeds, position_ids=where, use_cache=False).last_hidden_state
+    keep = ~is_picture[:, 1:] & (weights[:, 1:] > 0)
+    logits = model.lm_head(hidden[:, :-1][keep])
+    weights = weights[:, 1:][keep]
+    losses = F.cross_entropy(logits.float(), ids[:, 1:][keep], reduction="none")
+    return (losses * weights).sum() / weights.sum()
+
+
+def learning_rate(progress: float, peak: float) -> float:
+    """Warm up over the first 2 %, hold, then decay linearly to nothing over the last 35 %."""
+    return peak * min(progress / 0.02, 1.0, max(0.0, (1 - progress) / 0.35))
+
+
+def parameter_groups(model: Qwen2_5_VLForConditionalGeneration) -> list[dict]:
+    """Weight decay on matrices alone; the vision encoder at half the rate, for at the full one it loses its colours."""
+    groups = []
+    for share, vision in ((0.5, True), (1.0, False)):
+        for decay, matrix in ((0.05, True), (0.0, False)):
+            chosen = [p for n, p in model.named_parameters() if ("visual" in n) == vision and (p.ndim > 1) == matrix]
+            groups.append({"params": chosen, "weight_decay": decay, "share": share})
+    return groups
+
+
+def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int, workers: int) -> None:
+    """Train one phase, from `start` or from nothing, for `minutes` of wall-clock time, and save under `out`."""
+    torch.manual_seed(seed)
+    torch.set_float32_matmul_precision("high")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(start) if start else train_tokenizer(load_world(), seed)
+    tokens = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "assistant")}
+    model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer))
+    if start:
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    model = model.to(device).train()
+    batched_vision_attention(model)
+    if device.type == "cuda":
+        torch._dynamo.config.suppress_errors = True  # a layer that does not compile runs as it is
+        for layer in model.model.language_model.layers:
+            layer.compile()
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
+    groups = parameter_groups(model)
+    optimiser = torch.optim.AdamW(groups, lr=phase.peak, betas=(0.9, 0.98), fused=device.type == "cuda")
+    data = Lessons(tokenizer, phase, seed)
+    loader = DataLoader(data, batch_size=phase.batch, num_workers=workers, pin_memory=device.type == "cuda")
+    device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    before = json.loads((start / "recipe.json").read_text()) if start else []
+    done = asdict(phase) | {"minutes": minutes, "seed": seed, "device": device_name}
+    began, step, window = time.time(), 0, []
+    with (out / "log.jsonl").open("w") as log:
+        for ids, views in loader:
+            progress = (time.time() - began) / (60 * minutes)
+            if progress >= 1:
+                break
+            for group in optimiser.param_groups:
+                group["lr"] = group["share"] * learning_rate(progress, phase.peak)
+            ids, views = ids.to(device, non_blocking=True), views.to(device, non_blocking=True)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16(device)):
+                loss = step_loss(model, ids, views, answer_weights(ids, tokens))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            window.append(loss.detach())
+            step += 1
+            if step % 100 == 0:
+                mean = torch.stack(window).mean().item()
+                row = {"step": step, "loss": round(mean, 4), "seconds": round(time.time() - began, 1)}
+                log.write(json.dumps(row) + "\n")
+                log.flush()
+                print(row, flush=True)
+                window = []
+                save(model, tokenizer, out / "partial", [*before, done | {"steps": step}])
+                if not math.isfinite(mean):
+                    raise RuntimeError(f"the loss is {mean} at step {step}: lower --peak")
+    save(model, tokenizer, out, [*before, done | {"steps": step}])
+
+
+def save(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: list[dict]
+) -> None:
+    """Write bf16 weights, tokenizer, processor and recipe, as `load_policy` reads them."""
+    weights = {n: w.to(torch.bfloat16) for n, w in model.state_dict().items() if n != "lm_head.weight"}  # it is tied
+    model.save_pretrained(out, state_dict=weights)
+    tokenizer.save_pretrained(out)
+    picture_processor().save_pretrained(out)
+    (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Both phases, or the second alone from where `--start` left."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("base"))
+    parser.add_argument("--minutes", type=float, nargs=2, default=(8.5, 8.5), help="of each phase")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--start", type=Path, help="the outcome of phase 1, to go on with phase 2")
+    options = parser.parse_args(arguments)
+    first = options.start or options.out / "phase1"
+    if not options.start:
+        train(first, None, PHASES[0], options.minutes[0], options.seed, options.workers)
+    train(options.out, first, PHASES[1], options.minutes[1], options.seed, options.workers)
+
+
+if __name__ == "__main__":
+    main()

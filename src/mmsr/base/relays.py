@@ -1,0 +1,157 @@
+"""Relays: a search in plain words, one step to a lesson (used by pretrain.py).
+
+    What is the capital of the country of the flag on the left?  look at what?          ->  the flag on the left
+    1. Flag of Kenya … the same question …                       look up what?          ->  Kenya capital
+    1. Kenya: Capital: name: Nairobi … the same question …       what do the pages say? ->  Nairobi
+
+What comes back is what the local engine finds among the pages of train countries, shortened by an episode's own
+summariser; most names and values in it are replaced by invented ones. Each instruction says which step it asks for:
+when to take which step, and how the protocol writes it, is left to fine-tuning.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from mmsr.base.reading import NOT_FOUND, UNREAD, Lesson, any_relation, open_topic, pages_of, spaced, value_like
+from mmsr.tools.summary import ExtractiveSummariser
+from mmsr.tools.text import LocalTextSearch
+from mmsr.world.names import invented_name
+from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_EDGE, ABOUT_FLAG
+from mmsr.world.relations import EDGES, RELATIONS, Edge
+from mmsr.world.scenes import Scene
+from mmsr.world.snapshot import Country, World
+
+LOOK_AT, LOOK_UP, SAY = "look at what?", "look up what?", "what do the pages say?"
+OTHERWISE = "look up what, in other words?"
+KINDS = {"one_hop": 0.3, "open": 0.2, "two_hop": 0.2, "hard": 0.2, "fact": 0.1}
+INVENTED = 0.7  # of the names and of the answers
+BUDGETS = (64, 96, 112, 128)  # tokens of what a search returns, about as in an episode
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A country, the name it goes by here, what is asked about it, the page's word for that, and the answer there."""
+
+    country: Country
+    name: str
+    noun: str
+    page_noun: str
+    answer: str
+
+
+class Relays:
+    """Draws relays over the countries of one split; `count_tokens` measures what a search may return."""
+
+    def __init__(self, world: World, count_tokens: Callable[[str], int], split: str = "train"):
+        self.countries = world.by_split(split)
+        isos = {country.iso for country in self.countries}
+        self.world = replace(world, pages={k: p for k, p in world.pages.items() if k.split("/")[0] in isos})
+        self.engine = LocalTextSearch(self.world)
+        self.count_tokens = functools.lru_cache(maxsize=50_000)(count_tokens)
+
+    def draw(self, scene: Scene, rng: random.Random) -> list[Lesson]:
+        """The lessons of one relay about a flag of this scene; none where no flag of it can be pointed at."""
+        spots = [words for i in range(len(scene.flags)) for words in scene.references(i, ["position", "relative"])]
+        lessons: list[Lesson] = []
+        while spots and not lessons:
+            kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+            topic = self._topic(kind, rng)
+            if topic:
+                lessons = self._relay(kind, topic, f"the flag {rng.choice(spots)}", rng)
+        return [spaced(*lesson) for lesson in lessons]
+
+    def _topic(self, kind: str, rng: random.Random) -> Topic | None:
+        country = rng.choice(self.countries)
+        name = invented_name(rng) if rng.random() < INVENTED else country.name
+        if kind == "open":
+            page = rng.choice([p for p in pages_of(self.world, country.iso) if p.id.split("/")[1] not in UNREAD])
+            found = open_topic(page, rng)
+            return Topic(country, name, found[0], found[0], found[1]) if found else None
+        relation = any_relation(rng)
+        while kind == "hard" and not relation.hard:
+            relation = any_relation(rng)
+        answer = relation.read(self.world.page(country.iso, relation.slug))
+        noun = relation.hard if kind == "hard" else relation.noun
+        return Topic(country, name, noun, relation.noun, answer) if answer else None
+
+    def _relay(self, kind: str, topic: Topic, ref: str, rng: random.Random) -> list[Lesson]:
+        """The steps of one relay, or none where the pages drawn do not carry it."""
+        if kind == "fact":
+            question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=topic.noun, country=topic.name)
+            return [(f"{question}\n{LOOK_UP}", f"{topic.name} {topic.noun}"), *self._read(question, topic, rng)]
+        if kind == "two_hop":
+            return self._two_hops(topic, ref, rng)
+        question = rng.choice(ABOUT_FLAG[:-1]).format(noun=topic.noun, ref=ref)
+        return [
+            (f"{question}\n{LOOK_AT}", ref),
+            (f"{self._listed(topic.name, rng)}\n{question}\n{LOOK_UP}", f"{topic.name} {topic.noun}"),
+            *self._read(question, topic, rng),
+        ]
+
+    def _two_hops(self, topic: Topic, ref: str, rng: random.Random) -> list[Lesson]:
+        """From a first country along an edge; the country that its page names goes by the topic's name here."""
+        edge: Edge = rng.choice(list(EDGES.values()))
+        first = rng.choice(self.countries)
+        leads_to = edge.follow(self.world, first.iso)
+        if leads_to is None:
+            return []
+        name = invented_name(rng) if rng.random() < INVENTED else first.name
+        pages = self._search(f"{first.name} {edge.noun}", f"{edge.noun} {edge.phrase}", rng)
+        pages = pages.replace(first.name, name).replace(self.world.countries[leads_to].name, topic.name)
+        if topic.name not in pages or topic.name == name:
+            return []
+        question = rng.choice(ABOUT_EDGE[:-1]).format(noun=topic.noun, edge=edge.phrase.format(ref=ref))
+        return [
+            (f"{question}\n{LOOK_AT}", ref),
+            (f"{self._listed(name, rng)}\n{question}\n{LOOK_UP}", f"{name} {edge.noun}"),
+            (f"{pages}\n{question}\n{LOOK_UP}", f"{topic.name} {topic.noun}"),
+            *self._read(question, topic, rng),
+        ]
+
+    def _read(self, question: str, topic: Topic, rng: random.Random) -> list[Lesson]:
+        """Look the topic up and say what the pages hold; in the page's own word if the question's word failed."""
+        steps: list[Lesson] = []
+        for noun in dict.fromkeys((topic.noun, topic.page_noun)):
+            if steps:
+                steps.append((OTHERWISE, f"{topic.name} {noun}"))
+            pages = self._search(f"{topic.country.name} {noun}", question, rng)
+            answer = topic.answer if topic.answer in pages else ""
+            if answer and rng.random() < INVENTED:
+                new = value_like(answer, rng)
+                pages, answer = pages.replace(answer, new, 1), new
+            pages = pages.replace(topic.country.name, topic.name)
+            answer = answer.replace(topic.country.name, topic.name)
+            steps.append((f"{pages}\n{question}\n{SAY}", answer if answer and answer in pages else NOT_FOUND))
+            if answer:
+                break
+        return steps + self._also(pages, rng)
+
+    def _also(self, pages: str, rng: random.Random) -> list[Lesson]:
+        """Another page of the same result, asked about: whose page it is matters as much as what it is on."""
+        asked: list[Lesson] = []
+        lines = [line.split(". ", 1)[1] for line in pages.splitlines() if ". " in line]
+        for line in rng.sample(lines, len(lines)):
+            title, _, rest = line.partition(": ")
+            field, _, text = rest.partition(": ")
+            for relation in RELATIONS.values():
+                page = self.world.page(self.countries[0].iso, relation.slug)
+                if not relation.held_out and page and page.title.endswith(f": {field}") and len(asked) < 1:
+                    answer = relation.read(replace(page, text=text))
+                    if answer and pages.count(answer) == 1:
+                        question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=relation.noun, country=title)
+                        asked.append((f"{question}\n{SAY}", answer))
+        return asked
+
+    def _search(self, query: str, question: str, rng: random.Random) -> str:
+        """What an episode would read of a search for `query`."""
+        summary = ExtractiveSummariser(self.count_tokens, rng.choice(BUDGETS))
+        return summary.summarise(question, query, self.engine.search(query, 5))
+
+    def _listed(self, name: str, rng: random.Random) -> str:
+        """What a picture search returns: the country that is meant comes first."""
+        others = [invented_name(rng) if rng.random() < 0.3 else rng.choice(self.countries).name for _ in range(4)]
+        return "\n".join(f"{i}. Flag of {other}" for i, other in enumerate([name, *others], 1))

@@ -1,0 +1,1 @@
+"""Public benchmarks: their own files, their own scores."""

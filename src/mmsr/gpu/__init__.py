@@ -1,0 +1,1 @@
+"""What training takes on a GPU: arithmetic before, measurement after."""

@@ -1,0 +1,1 @@
+"""The outside: web engines, pages, large models, record and replay; the world as a server."""

@@ -1,0 +1,125 @@
+"""Grounding DINO as grounder, as in the paper (§3.2), through transformers.
+
+    DinoGrounder()                          # IDEA-Research/grounding-dino-tiny from the hub, 172M parameters
+    DinoGrounder(model, processor)          # any GroundingDinoForObjectDetection
+    tools = replace(tools, grounder=DinoGrounder())
+
+The best box above the threshold is widened by a tenth of its side on each side, to at least 64 pixels, and lies inside
+the picture. Where nothing is found the whole picture is searched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import ExifTags, Image, ImageOps
+from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoProcessor
+from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
+
+from mmsr.tools.base import Box
+from mmsr.tools.ground import clamp, pad
+from mmsr.tools.picture import picture_key
+
+MODEL = "IDEA-Research/grounding-dino-tiny"
+REVISION = "a2bb814dd30d776dcf7e30523b00659f4f141c71"
+THRESHOLD = 0.25  # of a box's best token; transformers' default
+PADDING = 0.1
+SMALLEST = 64  # pixels of a crop's side, where the picture has as many
+ORIENTATION = ExifTags.Base.Orientation
+
+
+def load_dino(name: str = MODEL, revision: str | None = REVISION) -> tuple[Any, GroundingDinoProcessor]:
+    """The detector, on the GPU if there is one, and its processor. Raises OSError where the hub cannot be reached.
+
+    The PIL picture processor is used whether or not torchvision is installed, so that boxes do not depend on that.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = GroundingDinoForObjectDetection.from_pretrained(name, revision=revision).to(device).eval()
+    pictures = GroundingDinoImageProcessorPil.from_pretrained(name, revision=revision)
+    return model, GroundingDinoProcessor(pictures, AutoTokenizer.from_pretrained(name, revision=revision))
+
+
+class DinoGrounder:
+    """Boxes by Grounding DINO; an expression on a picture has one box, which is kept."""
+
+    def __init__(self, model: Any = None, processor: Any = None, threshold: float = THRESHOLD):
+        self.model, self.processor = (model, processor) if model is not None else load_dino()
+        self.threshold = threshold
+        self._boxes: dict[tuple[str, int, str], Box | None] = {}
+
+    def locate(self, picture: Image.Image, expression: str) -> Box | None:
+        """The box in pixels of the picture as it is stored, or None where nothing is found.
+
+        A picture whose EXIF data say that it is to be turned is looked at upright, and the box turned back.
+        """
+        key = (picture_key(picture), orientation(picture), expression)
+        if key not in self._boxes:
+            upright = ImageOps.exif_transpose(picture)
+            found = self._detect(upright.convert("RGB"), as_caption(expression))
+            box = enlarge(found, upright) if found else None
+            self._boxes[key] = turn_back(box, picture) if box else None
+        return self._boxes[key]
+
+    @torch.no_grad()
+    def _detect(self, picture: Image.Image, caption: str) -> Box | None:
+        """The best box above the threshold, in whole pixels of an upright picture."""
+        if not caption:
+            return None
+        longest = self.model.config.max_text_len
+        inputs = self.processor(
+            images=picture, text=caption, truncation=True, max_length=longest, return_tensors="pt"
+        ).to(self.model.device)
+        outputs = self.model(**inputs)
+        found = self.processor.post_process_grounded_object_detection(
+            outputs, inputs["input_ids"], threshold=self.threshold, target_sizes=[(picture.height, picture.width)]
+        )[0]
+        if not len(found["scores"]):
+            return None
+        best = found["boxes"][found["scores"].argmax()].tolist()
+        return clamp(tuple(round(v) for v in best), picture)
+
+
+def as_caption(expression: str) -> str:
+    """An expression as Grounding DINO was trained to read it: one phrase, in lower case, ended by a full stop."""
+    words = expression.lower().replace(".", " ").split()
+    return " ".join(words) + "." if words else ""
+
+
+def enlarge(box: Box, picture: Image.Image, share: float = PADDING, smallest: int = SMALLEST) -> Box:
+    """A box padded by a share of its sides and grown to at least `smallest` pixels each way, inside the picture.
+
+    It grows about its middle; at an edge of the picture it is moved in rather than cut.
+    """
+    x1, y1, x2, y2 = pad(box, share, picture)
+    x1, x2 = _grown(x1, x2, min(smallest, picture.width), picture.width)
+    y1, y2 = _grown(y1, y2, min(smallest, picture.height), picture.height)
+    return x1, y1, x2, y2
+
+
+def _grown(low: int, high: int, least: int, limit: int) -> tuple[int, int]:
+    if high - low >= least:
+        return low, high
+    start = min(max(0, (low + high - least) // 2), limit - least)
+    return start, start + least
+
+
+def orientation(picture: Image.Image) -> int:
+    """How EXIF says that a picture is stored: 1 for upright, up to 8."""
+    return picture.getexif().get(ORIENTATION, 1)
+
+
+def turn_back(box: Box, picture: Image.Image) -> Box:
+    """A box on the upright picture as the box on the picture as stored; the same where EXIF turns nothing."""
+    width, height = picture.size
+    x1, y1, x2, y2 = box
+    turned = {
+        2: (width - x2, y1, width - x1, y2),
+        3: (width - x2, height - y2, width - x1, height - y1),
+        4: (x1, height - y2, x2, height - y1),
+        5: (y1, x1, y2, x2),
+        6: (y1, height - x2, y2, height - x1),
+        7: (width - y2, height - x2, width - y1, height - x1),
+        8: (width - y2, x1, width - y1, x2),
+    }
+    return turned.get(orientation(picture), box)

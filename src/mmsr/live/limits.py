@@ -1,0 +1,144 @@
+"""What bounds the outside calls of a run (time, size, pace, calls, money), and the errors that say so.
+
+Errors of class `FatalToolError` end a run (the key is refused, the quota or the budget is gone, a replay has no such
+record); every other `ToolError` is an observation that an episode can go on from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmsr.tools.base import FatalToolError, ToolError
+
+
+class KeyRefused(FatalToolError):
+    """The key is missing, malformed or not accepted."""
+
+
+class QuotaGone(FatalToolError):
+    """The account's searches, credits or plan are used up: waiting a minute will not help."""
+
+
+class BudgetSpent(FatalToolError):
+    """The run has used the calls or the money it was given."""
+
+
+class Refused(ToolError):
+    """The service understood and said no (HTTP 4xx): this request will not work, another may."""
+
+
+class BadAnswer(ToolError):
+    """The service answered with something that is not its own format: broken, too big or compressed."""
+
+
+class Unavailable(ToolError):
+    """No answer: a time-out, a connection that failed, or HTTP 5xx after every try."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RateLimited(Unavailable):
+    """Too many calls for now (HTTP 429), after every try."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds for a whole call with its retries and for one try; tries, first wait between them, bytes of an answer."""
+
+    total: float = 60.0
+    attempt: float = 20.0
+    tries: int = 4
+    first_wait: float = 0.5
+    max_bytes: int = 8_000_000
+
+
+class Budget:
+    """Calls and US dollars that may be spent on outside calls; None means no limit. Safe between threads.
+
+    What is spent is kept in `file`, where one is given, call by call: then all processes with that file share the
+    budget, one after another or at once, and what a killed one spent still counts. Without it each counts for itself.
+    Calls under way when the money runs out are finished and paid.
+    """
+
+    def __init__(self, calls: int | None = None, money: float | None = None, file: Path | None = None) -> None:
+        self.calls, self.money, self.file = calls, money, file
+        self._lock = threading.Lock()
+        self._used: dict[str, dict[str, float]] = {}
+
+    def admit(self, service: str) -> None:
+        """Count one call. Raises BudgetSpent instead where nothing is left for it."""
+        with self._account() as used:
+            calls = sum(int(one["calls"]) for one in used.values())
+            money = sum(one["money"] for one in used.values())
+            if self.calls is not None and calls >= self.calls:
+                raise BudgetSpent(f"The budget of {self.calls} outside calls is spent: raise it to go on.")
+            if self.money is not None and money >= self.money:
+                raise BudgetSpent(f"The budget of ${self.money:.2f} is spent (${money:.4f}): raise it to go on.")
+            used.setdefault(service, {"calls": 0, "money": 0.0})["calls"] += 1
+
+    def add(self, service: str, money: float) -> None:
+        """Count what a call has cost."""
+        with self._account() as used:
+            used.setdefault(service, {"calls": 0, "money": 0.0})["money"] += money
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Calls and dollars by service, for a run's manifest."""
+        if self.file is not None and not self.file.exists():
+            return {}
+        with self._account() as used:
+            return {name: dict(one) for name, one in sorted(used.items())}
+
+    @contextlib.contextmanager
+    def _account(self) -> Iterator[dict[str, dict[str, float]]]:
+        """What is spent, to read and to change, by nobody else meanwhile. A change is kept unless the block fails."""
+        with self._lock:
+            if self.file is None:
+                yield self._used
+                return
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with _alone(self.file.parent):
+                before = self.file.read_text() if self.file.exists() else "{}"
+                used = json.loads(before)
+                yield used
+                if (after := json.dumps(used, indent=1, sort_keys=True) + "\n") != before and used:
+                    part = self.file.with_name(self.file.name + ".part")
+                    part.write_text(after)
+                    part.replace(self.file)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The folder to oneself among the processes that ask for it; others wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+class TokenBucket:
+    """At most `rate` calls a second on average, up to a second's worth at once; callers wait in line."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self._level, self._at = rate, max(1.0, rate), time.monotonic()
+        self._lock = threading.Lock()
+
+    def take(self) -> None:
+        """Wait for this caller's turn."""
+        with self._lock:
+            now = time.monotonic()
+            self._level = min(max(1.0, self.rate), self._level + (now - self._at) * self.rate) - 1
+            self._at = now
+            wait = max(0.0, -self._level / self.rate)
+        time.sleep(wait)

@@ -1,0 +1,1 @@
+"""Runs of the notebooks: papermill, manifests, comparisons, trainings on many processes, the agent of a run."""

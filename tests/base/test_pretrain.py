@@ -1,0 +1,122 @@
+"""How the tiny base is made: its quick training step is the model's own, and the command makes a base that loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from mmsr.base import pretrain
+from mmsr.base.architecture import GRID, SPECIALS, tiny_config
+from mmsr.policy import TINY_DIR, load_policy
+
+POLICY = load_policy("tiny")
+TOKENIZER = POLICY.processor.tokenizer
+SHORT = pretrain.Phase(length=192, batch=2, peak=1e-4, relays=0.75, warm=1)
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [2, 192] and pictures [2, 96, 96, 3], as the first worker draws them."""
+    drawn = iter(pretrain.Lessons(TOKENIZER, SHORT, seed=0))
+    ids, views = zip(*(next(drawn) for _ in range(2)))
+    return torch.tensor(np.stack(ids)), torch.tensor(np.stack(views))
+
+
+def fresh_model() -> Qwen2_5_VLForConditionalGeneration:
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(TINY_DIR, dtype=torch.float32).eval()
+
+
+def test_patches_are_the_processors(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    _, views = batch
+    pictures = [Image.fromarray(view.numpy()) for view in views]
+    theirs = POLICY.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pretrain.patches(views), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_the_step_is_the_models_own_loss(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ids, views = batch
+    model = fresh_model()
+    pixels, grid = pretrain.patches(views), torch.tensor([[1, GRID, GRID]] * len(views))
+    labels = ids.masked_fill(ids == model.config.image_token_id, -100)
+    types = (ids == model.config.image_token_id).int()
+    with torch.no_grad():
+        theirs = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=pixels,
+            image_grid_thw=grid,
+            mm_token_type_ids=types,
+            labels=labels,
+        ).loss
+        pretrain.batched_vision_attention(model)
+        ours = pretrain.step_loss(model, ids, views, torch.ones(ids.shape))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_positions_are_the_models(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ids, _ = batch
+    model = fresh_model()
+    pictured = ids == model.config.image_token_id
+    grid = torch.tensor([[1, GRID, GRID]] * len(ids))
+    theirs, _ = model.model.get_rope_index(ids, pictured.int(), image_grid_thw=grid)
+    start = int(pictured[0].float().argmax())
+    assert pictured[:, start].all() and not pictured[:, :start].any()  # every sequence begins with its picture
+    assert torch.equal(pretrain.positions(start, ids.shape[1], ids.device).expand(3, *ids.shape), theirs)
+
+
+def test_answers_bear_the_loss(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ids, _ = batch
+    tokens = {token: TOKENIZER.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "assistant")}
+    text = "<|im_start|>user\nlocate: it<|im_end|>\n<|im_start|>assistant\n12,40<|im_end|>\n"
+    one = torch.tensor([TOKENIZER(text, add_special_tokens=False)["input_ids"]])
+    heavy = TOKENIZER.decode(one[pretrain.answer_weights(one, tokens) == 1.0])
+    assert heavy == "\n12,40<|im_end|>"
+    torch.manual_seed(0)
+    weights = torch.cat([pretrain.answer_weights(ids, tokens) for _ in range(200)])
+    quiet = weights[weights != 1.0]
+    assert quiet.mean().item() == pytest.approx(pretrain.QUIET_WEIGHT, rel=0.1)
+    assert (quiet == 0).float().mean().item() == pytest.approx(1 - pretrain.QUIET_SHARE, rel=0.1)
+
+
+def test_the_rate_warms_up_holds_and_falls() -> None:
+    rates = [pretrain.learning_rate(progress, 1.0) for progress in (0.0, 0.01, 0.02, 0.5, 0.65, 0.825, 1.0)]
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0])
+
+
+def test_every_weight_is_trained_once_and_the_vision_at_half_the_rate() -> None:
+    model = fresh_model()
+    groups = pretrain.parameter_groups(model)
+    chosen = [id(p) for group in groups for p in group["params"]]
+    assert sorted(chosen) == sorted(id(p) for p in model.parameters())
+    halved = {id(p) for group in groups if group["share"] == 0.5 for p in group["params"]}
+    assert halved == {id(p) for p in model.model.visual.parameters()}
+
+
+def test_the_shipped_base_has_this_architecture() -> None:
+    shipped, made = Qwen2_5_VLConfig.from_pretrained(TINY_DIR), tiny_config(TOKENIZER)
+    assert shipped.text_config.to_diff_dict().keys() >= {"hidden_size"}
+    for part in ("text_config", "vision_config"):
+        for name in ("hidden_size", "intermediate_size"):
+            assert getattr(getattr(shipped, part), name) == getattr(getattr(made, part), name)
+    weights = {name: tuple(w.shape) for name, w in Qwen2_5_VLForConditionalGeneration(made).state_dict().items()}
+    assert weights == {name: tuple(w.shape) for name, w in fresh_model().state_dict().items()}
+    assert {TOKENIZER.decode([TOKENIZER.convert_tokens_to_ids(token)]) for token in SPECIALS} == set(SPECIALS)
+
+
+def test_the_command_goes_on_from_a_base_and_leaves_one_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain, "PHASES", (SHORT, SHORT))
+    out = tmp_path / "base"
+    pretrain.main(["--out", str(out), "--start", str(TINY_DIR), "--minutes", "0", "0.05", "--workers", "0"])
+    recipe, before = (json.loads((folder / "recipe.json").read_text()) for folder in (out, TINY_DIR))
+    assert recipe[:-1] == before and recipe[-1]["steps"] > 0 and recipe[-1]["relays"] == 0.75
+    made, shipped = load_policy(str(out)).model.state_dict(), fresh_model().state_dict()
+    moved = [name for name, weight in made.items() if not torch.equal(weight.float(), shipped[name])]
+    assert any("visual" in name for name in moved) and any("language_model" in name for name in moved)

@@ -1,0 +1,175 @@
+"""A Qwen2.5-VL with random weights, laid out file by file as the hub lays out Qwen/Qwen2.5-VL-3B-Instruct.
+
+    folder = random_qwen(tmp_path / "qwen")
+    load_policy(str(folder), max_pixels=get_preset("qwen3b").max_pixels)
+
+The class, the processor, the pre-tokenizer, the added tokens, the flat `config.json` and the names of the weights are
+the hub's; narrow are the layers, their number and the vocabulary. So it exercises whatever a download would, but for
+the size, and never answers right.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AddedToken, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+from mmsr.live.prompts import AFTER_IMAGE_SEARCH, AFTER_TEXT_SEARCH, FIRST_TURN
+from mmsr.world.snapshot import load_world
+
+VOCABULARY = 2048  # before the added tokens; Qwen's has 151,643
+SPECIAL = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+)
+ADDED = (
+    *("<tool_call>", "</tool_call>"),
+    *("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
+)
+PICTURES = {  # preprocessor_config.json of the hub, as it stands
+    "min_pixels": 3136,
+    "max_pixels": 12845056,
+    "patch_size": 14,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "processor_class": "Qwen2_5_VLProcessor",
+}
+
+
+def random_qwen(folder: Path, seed: int = 0) -> Path:
+    """Write the model, its tokenizer and its processor into `folder`, about 1 MB, and return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer()
+    tokenizer.save_pretrained(folder)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
+    config = _config(ids)
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)).to(torch.bfloat16)
+    model.save_pretrained(folder)  # under the hub's names: "model.layers…", "visual…"
+    _write(folder / "config.json", config)
+    _write(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
+    _write(folder / "preprocessor_config.json", PICTURES)
+    _write(folder / "generation_config.json", _generation(ids))
+    return folder
+
+
+def hub_copy(folder: Path, cache: Path, name: str, revision: str) -> None:
+    """Put a folder into a hub cache, as if the model of that name had been downloaded at that revision and no other."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, repository / "snapshots" / revision, dirs_exist_ok=True)
+
+
+def _write(path: Path, settings: dict) -> None:
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _tokenizer() -> Qwen2Tokenizer:
+    """Byte-level BPE learned from the prompts and some pages, with Qwen's pre-tokenizer and added tokens."""
+    learned = Tokenizer(models.BPE())
+    learned.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    learned.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    learned.decoder = decoders.ByteLevel()
+    pages = list(load_world().pages.values())[::20]
+    texts = 20 * [FIRST_TURN, AFTER_IMAGE_SEARCH, AFTER_TEXT_SEARCH] + [f"{page.title}: {page.text}" for page in pages]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
+    learned.train_from_iterator(texts, trainer)
+    bpe = json.loads(learned.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(bpe["vocab"], [tuple(merge) for merge in bpe["merges"]])
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL], special_tokens=True)
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED])
+    return tokenizer
+
+
+def _tokenizer_config(tokenizer: Qwen2Tokenizer) -> dict:
+    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    decoder = {
+        tokenizer.convert_tokens_to_ids(token): {"content": token, **plain, "special": token in SPECIAL}
+        for token in (*SPECIAL, *ADDED)
+    }
+    return {
+        "add_prefix_space": False,
+        "added_tokens_decoder": dict(sorted(decoder.items())),
+        "additional_special_tokens": list(SPECIAL[1:]),
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": "<|im_end|>",
+        "errors": "replace",
+        "model_max_length": 131072,
+        "pad_token": "<|endoftext|>",
+        "split_special_tokens": False,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+
+
+def _config(ids: dict[str, int]) -> dict:
+    """The hub's `config.json`, flat as it is there; the commented numbers are its own."""
+    return {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+        "attention_dropout": 0.0,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_token_id": ids["<|vision_pad|>"],
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "hidden_act": "silu",
+        "hidden_size": 64,  # 2048
+        "initializer_range": 0.02,
+        "intermediate_size": 128,  # 11008
+        "max_position_embeddings": 128000,
+        "max_window_layers": 70,
+        "num_attention_heads": 2,  # 16
+        "num_hidden_layers": 2,  # 36
+        "num_key_value_heads": 1,  # 2
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},  # 16, 24, 24
+        "sliding_window": 32768,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": VOCABULARY + 64,  # 151936: more rows than tokens, as there
+        "vision_config": {
+            "depth": 2,  # 32
+            "hidden_act": "silu",
+            "hidden_size": 32,  # 1280
+            "intermediate_size": 64,  # 3420
+            "num_heads": 2,  # 16
+            "in_chans": 3,
+            "out_hidden_size": 64,  # 2048
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "spatial_patch_size": 14,
+            "temporal_patch_size": 2,
+            "tokens_per_second": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [1],  # 7, 15, 23, 31
+        },
+    }
+
+
+def _generation(ids: dict[str, int]) -> dict:
+    return {
+        "bos_token_id": ids["<|endoftext|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+        "do_sample": True,
+        "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+        "repetition_penalty": 1.05,
+        "temperature": 0.000001,
+    }

@@ -1,0 +1,151 @@
+"""Reading pages over real HTTP on loopback: what is text, what is refused, and which addresses are never asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import httpcore
+import pytest
+from local_web import FAST, QUICK, LocalWeb, Part, failing, fifty_megabytes, gzip_bomb, hangs, local_web, says
+
+from mmsr.live.guard import is_global, new_client
+from mmsr.live.limits import BadAnswer, RateLimited, Refused, Unavailable
+from mmsr.live.page import PAGE, PageReader, with_pages
+from mmsr.live.replay import Call, Outside
+from mmsr.tools.base import Hit, ToolError, keys_used
+
+HTML = (
+    "<html><head><title>t</title></head><body><article><p>Nairobi is the capital of Kenya.</p></article></body></html>"
+)
+NEAR = replace(PAGE, near=True, limits=FAST, rate=1000.0)
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[LocalWeb]:
+    with local_web() as server:
+        yield server
+
+
+def page(web: LocalWeb, *parts: Part) -> str:
+    web.play(*parts)
+    return PageReader(Outside(), replace(NEAR, limits=QUICK) if hangs in parts else NEAR).read(web.url + "/a?b=c")
+
+
+def test_page_is_read(web: LocalWeb) -> None:
+    assert page(web, says(200, HTML, Content_Type="text/html; charset=utf-8")) == "Nairobi is the capital of Kenya."
+    assert web.seen[0].path == "/a?b=c"
+    assert page(web, says(200, "just text", Content_Type="text/plain")) == "just text"
+
+
+@pytest.mark.parametrize(
+    ("kind", "meta", "encoding"),
+    [
+        ("text/html", "", "utf-8"),
+        ("text/html; charset=Shift_JIS", "", "shift_jis"),
+        ("text/html", '<meta charset="shift_jis">', "shift_jis"),
+        ("text/html; charset=no-such", "", "utf-8"),
+    ],
+)
+def test_page_encodings(web: LocalWeb, kind: str, meta: str, encoding: str) -> None:
+    body = f"<html><head>{meta}</head><body><article><p>ケニアの首都はナイロビです。</p></article></body></html>"
+    assert page(web, says(200, body.encode(encoding), Content_Type=kind)) == "ケニアの首都はナイロビです。"
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        (says(301, "", Location="http://169.254.169.254/"), Refused),
+        (says(404, "gone"), Refused),
+        (says(401, "log in with an api key"), Refused),
+        (says(402, "pay"), Refused),
+        (says(403, "quota"), Refused),
+        (says(429, "slow"), RateLimited),
+        (says(500, "oops"), Unavailable),
+        (says(200, b"%PDF-1.7", Content_Type="application/pdf"), BadAnswer),
+        (says(200, "", Content_Type="text/html"), BadAnswer),
+        (says(200, b"\x1f\x8b\x08\x00" + b"a" * 99, Content_Type="text/html"), BadAnswer),
+        (says(200, b"\x00\xff\xfe<", Content_Type="text/html"), BadAnswer),
+        (fifty_megabytes, BadAnswer),
+        (gzip_bomb, BadAnswer),
+        (hangs, Unavailable),
+    ],
+)
+def test_page_troubles_are_never_fatal(web: LocalWeb, part: Part, kind: type[ToolError]) -> None:
+    failing(lambda: page(web, part), kind)
+    assert len({seen.path for seen in web.seen}) == 1
+
+
+def test_a_hit_without_its_page_keeps_the_snippet(web: LocalWeb) -> None:
+    web.play(says(404, ""))
+    hits = [Hit("a", "A", "snippet a", 1.0, web.url + "/a"), Hit("b", "B", "snippet b", 0.5)]
+    assert with_pages(hits, PageReader(Outside(), NEAR)) == hits
+    web.play(says(200, HTML, Content_Type="text/html"))
+    read = with_pages(hits, PageReader(Outside(), NEAR))
+    assert [hit.text for hit in read] == ["Nairobi is the capital of Kenya.", "snippet b"]
+
+
+def test_page_keys_are_logged_in_order(web: LocalWeb) -> None:
+    web.play(says(404, ""))
+    hits = [Hit(name, name, "", 1.0, f"{web.url}/{name}") for name in "abcdef"]
+    with keys_used() as keys:
+        with_pages(hits, PageReader(Outside(), NEAR))
+    assert keys == [Call("page", 1, "GET", {"url": hit.url}).key for hit in hits]
+
+
+def test_a_proxy_of_the_environment_is_used_but_not_for_pages(web: LocalWeb, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", web.url.replace("//", "//me:word@"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    with new_client(global_only=False) as http:
+        web.play(says(200, "{}"))
+        http.get("http://engine.example/x")
+        assert web.seen[0].path == "http://engine.example/x"
+        assert web.seen[0].headers["proxy-authorization"].startswith("Basic ")
+        http.get(f"{web.url}/near")
+        assert web.seen[1].path == "/near"
+    with new_client(global_only=True) as http, pytest.raises((ToolError, httpcore.ConnectError)):
+        http.get("http://engine.example/x", timeout=1)
+    assert len(web.seen) == 2
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "2130706433"])
+def test_local_addresses_are_not_fetched(web: LocalWeb, host: str) -> None:
+    web.play(says(200, HTML))
+    port = web.url.rsplit(":", 1)[1]
+    reader = PageReader(Outside(), replace(PAGE, limits=FAST))
+    failing(lambda: reader.read(f"http://{host}:{port}/"), Refused)
+    assert web.seen == []
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://a.example/", "gopher://a", "data:text/html,x", "//a.example"]
+)
+def test_only_the_web_is_read(url: str) -> None:
+    failing(lambda: PageReader(Outside()).read(url), Refused)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("::ffff:10.0.0.1", False),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b::808:808", True),
+        ("2002:7f00:1::", False),
+    ],
+)
+def test_global_addresses(address: str, expected: bool) -> None:
+    assert is_global(address) is expected

@@ -1,0 +1,187 @@
+"""The offline world as a web engine, asked by our own web tools and by hand over real HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from mmsr.live.page import PAGE, PageReader
+from mmsr.live.replay import Outside, ReplayMiss
+from mmsr.live.serve import MAX_UPLOAD, running
+from mmsr.live.web_image import image_search, jpeg
+from mmsr.live.web_text import WorldHits, text_search
+from mmsr.tools.base import Hit, ToolError
+from mmsr.tools.image import LocalImageSearch
+from mmsr.tools.text import LocalTextSearch
+from mmsr.world.snapshot import World, load_world
+
+QUERY = "Kenya capital"
+ENGINES = ("serper", "serpapi", "searxng", "searchr1")
+
+
+class Failing:
+    """A text search whose engine is broken."""
+
+    def search(self, query: str, k: int) -> list[Hit]:
+        raise ToolError("the index is gone.")
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return load_world()
+
+
+@pytest.fixture(scope="module")
+def local(world: World) -> tuple[LocalTextSearch, LocalImageSearch]:
+    return LocalTextSearch(world), LocalImageSearch(world)
+
+
+@pytest.fixture(scope="module")
+def address(world: World, local: tuple[LocalTextSearch, LocalImageSearch]) -> Iterator[str]:
+    with running(world, *local) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERPER_API_KEY", "SERPAPI_API_KEY"):
+        monkeypatch.setenv(name, "any")
+
+
+def flag(world: World, iso: str = "ke") -> Image.Image:
+    return world.flag(iso).convert("RGB")
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_text_engines_find_what_the_local_one_finds(name: str, address: str, local: tuple, world: World) -> None:
+    hits = WorldHits(text_search(name, Outside(), address), world.pages).search(QUERY, 5)
+    expected = local[0].search(QUERY, 5)
+    assert [hit.id for hit in hits] == [hit.id for hit in expected]
+    assert [(hit.title, hit.text) for hit in hits] == [(hit.title, hit.text) for hit in expected]
+    assert "ke/capital" in [hit.id for hit in hits] and hits[0].url == f"{address}/page/{hits[0].id}"
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_text_engines_find_nothing(name: str, address: str) -> None:
+    assert text_search(name, Outside(), address).search("zzzz qqqq", 5) == []
+
+
+def test_lens_finds_the_flag(address: str, world: World, local: tuple) -> None:
+    names = {flag.iso for flag in world.flags}
+    hits = WorldHits(image_search("serpapi_lens", Outside(), address), names).search(flag(world), 5)
+    assert hits[0].id == "ke" and hits[0].title == "Flag of Kenya" and len(hits) == 5
+    assert hits[0].id == local[1].search(flag(world), 1)[0].id
+
+
+def test_pages_that_results_name_are_read(address: str, world: World) -> None:
+    outside = Outside()
+    reader = PageReader(outside, replace(PAGE, near=True, rate=1000.0))
+    hits = text_search("serper", outside, address, reader).search(QUERY, 3)
+    for hit in hits:
+        page = world.pages[hit.id.removeprefix(f"{address}/page/")]
+        assert page.title in hit.text and page.text in hit.text
+    shown = image_search("serpapi_lens", outside, address, reader).search(flag(world), 1)
+    assert "Flag of Kenya" in shown[0].text
+
+
+def test_record_then_replay_with_the_server_gone(world: World, local: tuple, tmp_path: Path) -> None:
+    def run(outside: Outside, url: str) -> list[list[Hit]]:
+        reader = PageReader(outside, replace(PAGE, near=True, rate=1000.0))
+        found = [text_search(name, outside, url, reader).search(QUERY, 3) for name in ENGINES]
+        return [*found, image_search("serpapi_lens", outside, url).search(flag(world), 3)]
+
+    with running(world, *local) as url:
+        recorded = run(Outside("record", tmp_path / "calls"), url)
+    replay = Outside("replay", tmp_path / "calls")
+    assert run(replay, url) == recorded
+    with pytest.raises(ReplayMiss, match="Peru"):
+        text_search("serper", replay, url).search("Peru capital", 3)
+
+
+def test_searchr1_batches(address: str) -> None:
+    body = {"queries": [QUERY, "Peru population", "zzzz"], "topk": 2, "return_scores": True}
+    result = httpx.post(f"{address}/retrieve", json=body).json()["result"]
+    assert [len(documents) for documents in result] == [2, 2, 0]
+    first = result[1][0]
+    assert first["document"]["contents"].startswith('"Peru: Population') and first["score"] > 0
+    assert "contents" in httpx.post(f"{address}/retrieve", json={"queries": [QUERY]}).json()["result"][0][0]
+
+
+def test_serper_lens_by_addresses_it_may_open(address: str, world: World) -> None:
+    data = base64.b64encode(jpeg(flag(world), MAX_UPLOAD)).decode()
+    name = httpx.post(f"{address}/image", files={"image": jpeg(flag(world), MAX_UPLOAD)}).json()["image_id"]
+    urls = [f"data:image/jpeg;base64,{data}", f"{address}/picture/ke.png", f"{address}/image/{name}"]
+    for url in urls:
+        organic = httpx.post(f"{address}/lens", json={"url": url}).json()["organic"]
+        assert organic[0]["title"] == "Flag of Kenya" and organic[0]["link"] == f"{address}/page/ke"
+        assert Image.open(io.BytesIO(httpx.get(organic[0]["imageUrl"]).content)).width == 100
+    assert httpx.get(urls[2]).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "extra", "status"),
+    [
+        ("POST", "/search", {"json": {}}, 400),
+        ("POST", "/search", {"json": {"q": 7}}, 400),
+        ("POST", "/search", {"json": {"q": "a", "num": 0}}, 400),
+        ("POST", "/search", {"json": ["q"]}, 400),
+        ("POST", "/search", {"content": "{"}, 400),
+        ("POST", "/search", {"content": "[" * 100_000}, 400),
+        ("POST", "/search", {"content": b" " * 2_000_001}, 413),
+        ("POST", "/search", {"content": iter([b"{}"])}, 411),
+        ("GET", "/search", {"params": {"q": "a"}}, 400),
+        ("GET", "/search", {"params": {"q": "a", "engine": "bing"}}, 400),
+        ("GET", "/search", {"params": {"engine": "google"}}, 400),
+        ("GET", "/search", {"params": {"engine": "google", "q": "a", "num": "many"}}, 400),
+        ("GET", "/search", {"params": {"engine": "google_lens", "image_id": "0" * 32}}, 400),
+        ("GET", "/search", {"params": {"engine": "google_lens", "url": "http://169.254.169.254/x.png"}}, 400),
+        ("POST", "/lens", {"json": {"url": "http://example.org/a.png"}}, 400),
+        ("POST", "/lens", {"json": {"url": "data:image/png;base64,!!!"}}, 400),
+        ("POST", "/lens", {"json": {"url": "data:image/png;base64,AAAA"}}, 400),
+        ("POST", "/retrieve", {"json": {"queries": "Kenya"}}, 400),
+        ("POST", "/retrieve", {"json": {"queries": ["a"] * 1000}}, 400),
+        ("POST", "/image", {"files": {"image": b"not a picture"}}, 400),
+        ("POST", "/image", {"files": {"other": b"x"}}, 400),
+        ("POST", "/image", {"files": {"image": b"x" * (MAX_UPLOAD + 1)}}, 413),
+        ("POST", "/image", {"data": {"image": "text"}}, 400),
+        ("GET", "/page/xx/capital", {}, 404),
+        ("GET", "/page/../../etc/passwd", {}, 404),
+        ("GET", "/picture/xx.png", {}, 404),
+        ("GET", "/image/0000", {}, 404),
+    ],
+)
+def test_bad_requests_are_told_what_is_wrong(address: str, method: str, path: str, extra: dict, status: int) -> None:
+    answer = httpx.request(method, address + path, **extra)
+    assert answer.status_code == status
+    assert answer.headers["content-type"] != "application/json" or answer.json()["error"]
+
+
+def test_a_huge_picture_is_refused(address: str) -> None:
+    buffer = io.BytesIO()
+    Image.new("1", (6000, 6000)).save(buffer, "PNG")
+    answer = httpx.post(f"{address}/image", files={"image": buffer.getvalue()})
+    assert answer.status_code == 400 and "million pixels" in answer.json()["error"]
+
+
+def test_a_broken_engine_is_an_error_500(world: World, local: tuple) -> None:
+    with running(world, Failing(), local[1]) as url:
+        answer = httpx.post(f"{url}/search", json={"q": QUERY})
+    assert (answer.status_code, answer.json()["error"]) == (500, "the index is gone.")
+
+
+def test_pages_escape_and_stop_is_quick(world: World, local: tuple) -> None:
+    with running(world, *local) as url:
+        page = httpx.get(f"{url}/page/ke/land-boundaries")
+        assert page.headers["content-type"].startswith("text/html") and "Kenya: Land boundaries" in page.text
+        started = time.monotonic()
+    assert time.monotonic() - started < 2
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)

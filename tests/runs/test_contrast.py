@@ -1,0 +1,73 @@
+"""Two runs of the same questions against each other."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+from sample_run import eval_rows
+
+from mmsr.evaluate import save_rows
+from mmsr.runs.contrast import contrast, difference
+from mmsr.world.snapshot import load_world
+
+WORLD = load_world()
+
+
+@pytest.fixture
+def rows() -> list[dict]:
+    return eval_rows(WORLD, 24)
+
+
+def saved(folder: Path, rows: list[dict]) -> Path:
+    save_rows(rows, folder / "eval" / "rows.jsonl")
+    return folder
+
+
+def better(rows: list[dict], questions: int, workflow: str = "grpo") -> list[dict]:
+    """The rows with that many of a workflow's wrong answers put right, each for a search more."""
+    changed = copy.deepcopy(rows)
+    wrong = [row for row in changed if row["workflow"] == workflow and not row["correct"]]
+    for row in wrong[:questions]:
+        row.update(correct=True, answer=row["question"]["answer"], searches=row["searches"] + 1)
+    assert len(wrong) >= questions
+    return changed
+
+
+def test_a_difference_is_taken_question_by_question(tmp_path: Path, rows: list[dict]) -> None:
+    a, b = saved(tmp_path / "priced", better(rows, 3)), saved(tmp_path / "tiny", rows)
+    found = difference(a, b)
+    assert list(found.changed) == ["grpo"] and set(found.same) == {"direct", "rag", "prompted", "sft", "teacher"}
+    assert found.changed["grpo"]["accuracy"].value == pytest.approx(3 / 24)
+    assert found.changed["grpo"]["searches"].value == pytest.approx(3 / 24)
+    assert found.changed["grpo"]["mcnemar_p"].value == 0.25  # three to nothing: 2 · ½³
+    shown = contrast([a], [b]).splitlines()
+    assert shown[0] == "priced − tiny, on the same 24 questions"
+    assert shown[3].split()[:2] == ["grpo", "+12.5"] and shown[3].endswith("0.25")
+    assert "−" not in shown[3] and contrast([b], [a]).splitlines()[3].split()[1] == "-12.5"
+
+
+def test_a_run_is_the_same_as_itself(tmp_path: Path, rows: list[dict]) -> None:
+    run = saved(tmp_path / "tiny", rows)
+    assert contrast([run], [run]).splitlines()[1] == (
+        "the same outcomes in both: direct, rag, prompted, sft, grpo, teacher"
+    )
+
+
+def test_several_pairs_end_in_their_mean_and_range(tmp_path: Path, rows: list[dict]) -> None:
+    base = saved(tmp_path / "base", rows)
+    variants = [saved(tmp_path / f"v{n}", better(rows, n)) for n in (0, 1, 2)]
+    shown = contrast(variants, [base] * 3)
+    assert "3 pairs: the mean of their differences [the lowest, the highest]" in shown
+    assert shown.splitlines()[-1].split()[:4] == ["grpo", "+4.2", "[+0.0,", "+8.3]"]
+
+
+def test_runs_that_cannot_be_paired_are_refused(tmp_path: Path, rows: list[dict]) -> None:
+    a, b = saved(tmp_path / "a", rows), saved(tmp_path / "b", eval_rows(WORLD, 20))
+    with pytest.raises(ValueError, match="not asked the same questions: pair runs of one preset, seed"):
+        contrast([a], [b])
+    with pytest.raises(ValueError, match="there are 1 and 2"):
+        contrast([a], [a, a])
+    with pytest.raises(FileNotFoundError, match="run notebook 04 first"):
+        contrast([a], [tmp_path / "none"])

@@ -1,0 +1,324 @@
+"""The runner, over small notebooks of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from small_notebooks import OURS, write
+
+from mmsr.results import read_metrics, record_metrics
+from mmsr.runs import runner
+from mmsr.runs.notebooks import read_notebook
+from mmsr.runs.runner import RunError, RunFailed, run
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository of two notebooks, each of which adds a line to `log` in the run's folder."""
+    log = "from pathlib import Path\nwith (Path(run_dir) / 'log').open('a') as log:\n    print({}, file=log)"
+    write(tmp_path, "01_first", OURS + "size = 3\n", log.format("'first', preset, seed, size"))
+    write(tmp_path, "02_second", OURS + "rate = 0.5\nnote = 'a=b'\n", log.format("'second', preset, seed, rate, note"))
+    return tmp_path
+
+
+def go(root: Path, *notebooks: str, **changes: object) -> Path:
+    options = {"preset": "tiny", "name": "r", "seed": 0, "parameters": {}} | changes
+    return run(notebooks, root=root, **options)
+
+
+def log(folder: Path) -> list[str]:
+    return (folder / "log").read_text().splitlines()
+
+
+# --- a run that works -------------------------------------------------------------------------------------------------
+
+
+def test_each_notebook_gets_its_own_parameters(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = go(root, seed=5, parameters={"size": "4", "rate": "2", "note": "x=y=z"})
+    assert log(folder) == ["first tiny 5 4", "second tiny 5 2.0 x=y=z"]
+    assert folder == root / "papermill_runs" / "r"
+    shown = capsys.readouterr().out
+    assert "02_second finished" in shown
+    assert "\x1b" not in shown and "\r" not in shown  # no terminal, no tricks
+    assert {p.name for p in folder.glob("*.ipynb")} == {"01_first.ipynb", "02_second.ipynb"}
+
+
+def test_executed_notebooks_name_no_folder_of_this_machine(root: Path) -> None:
+    copy = go(root, "01") / "01_first.ipynb"
+    assert str(root) not in copy.read_text()
+    papermill = nbformat.read(copy, as_version=4).metadata.papermill
+    assert papermill.input_path == "notebooks/01_first.ipynb"
+    assert papermill.output_path == "papermill_runs/r/01_first.ipynb"
+
+
+def test_what_a_run_leaves(root: Path) -> None:
+    folder = go(root, "01_first", name=None, parameters={"size": 9})
+    assert folder.name == "tiny"
+    assert set(read_metrics(folder)) == {"time/01_first", "memory/peak_gb"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["notebooks"]["01_first"]["parameters"] == {"size": 9}
+    assert manifest["notebooks"]["01_first"]["sha256"] == read_notebook(root / "notebooks" / "01_first.ipynb").sha256
+    assert manifest["seed"] == 0 and manifest["preset"] == "tiny" and manifest["git"] is None
+    assert re.fullmatch("[0-9a-f]{64}", manifest["base_model"]["sha256"])
+    assert manifest["packages"]["trl"] and manifest["device"]["threads"] > 0
+    assert manifest["started"] <= manifest["ended"]
+
+
+def test_another_model_is_found_from_the_notebooks_and_named_in_the_manifest(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("01_first", "02_second"):
+        write(
+            root, name, OURS + "model = ''\n", "from pathlib import Path\nassert Path(model, 'a.safetensors').exists()"
+        )
+    (root / "here" / "qwen").mkdir(parents=True)
+    (root / "here" / "qwen" / "a.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(root / "here")
+    folder = go(root, "01", preset="qwen3b", parameters={"model": "qwen"})
+    assert str(root) not in (folder / "01_first.ipynb").read_text()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["base_model"]["name"] == "qwen" and list(manifest["base_model"]["sha256"]) == ["a.safetensors"]
+    with pytest.raises(RunError, match=r"model '\.\./here/qwen', not '', in 01_first"):
+        go(root, "02", preset="qwen3b")
+    assert go(root, "02", preset="qwen3b", parameters={"model": "../here/qwen"}) == folder
+
+
+def test_manifest_tells_the_commit_and_whether_the_tree_is_dirty(root: Path) -> None:
+    def git(*command: str) -> None:
+        name = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", "-C", str(root), *name, *command], check=True, capture_output=True)
+
+    git("init")
+    git("add", "notebooks")
+    git("commit", "-m", "notebooks")
+    found = json.loads((go(root, "01") / "manifest.json").read_text())["git"]
+    assert re.fullmatch("[0-9a-f]{40}", found["commit"]) and found["dirty"] is False
+    (root / "notebooks" / "notes.txt").write_text("new")
+    assert json.loads((go(root, "02") / "manifest.json").read_text())["git"]["dirty"] is True
+
+
+def test_printed_lines_and_finished_cells_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, "01_talks", OURS, "# Training\nprint('step 1/2')\nprint('step 2/2')")
+    go(tmp_path)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "step 1/2" in lines and "step 2/2" in lines
+    assert any(line.endswith("[3/3] # Training") for line in lines)
+
+
+def test_peak_memory_is_the_kernels(tmp_path: Path) -> None:
+    write(tmp_path, "01_big", OURS, "import time\nkept = bytearray(b'x') * 400_000_000\ntime.sleep(1.5)")
+    folder = go(tmp_path)
+    assert 0.4 < read_metrics(folder)["memory/peak_gb"].value < 1.0
+    assert read_metrics(folder)["time/01_big"].value >= 1.5
+
+
+# --- the kernel -------------------------------------------------------------------------------------------------------
+
+
+def test_kernel_is_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text('{"argv": ["/usr/bin/false"], "display_name": "x", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    look = "import json, os, sys\nfrom pathlib import Path\n(Path(run_dir) / 'seen').write_text(json.dumps("
+    write(tmp_path, "01_look", OURS, look + "[sys.executable, dict(os.environ), os.getcwd()]))")
+    executable, environment, cwd = json.loads((go(tmp_path) / "seen").read_text())
+    assert executable == sys.executable
+    assert Path(cwd) == tmp_path / "notebooks"
+    assert environment["HF_HUB_OFFLINE"] == "1" and environment["PYTHONHASHSEED"] == "0"
+    assert environment["TOKENIZERS_PARALLELISM"] == "false" and environment["MPLBACKEND"] == "agg"
+
+
+def test_only_the_shipped_policy_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("PYTHONPATH", "src")
+    assert "HF_HUB_OFFLINE" not in runner._environment(shipped=False)
+    assert runner._environment(shipped=True)["HF_HUB_OFFLINE"] == "1"
+    assert Path(runner._environment(shipped=True)["PYTHONPATH"]).is_absolute()  # the kernel starts in another folder
+
+
+# --- refused before anything starts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"parameters": {"sise": "4"}}, "'sise': there are note, rate, size"),
+        ({"parameters": {"seed": "4"}}, "set by --seed"),
+        ({"parameters": {"run_dir": "x"}}, "set by --name"),
+        ({"parameters": {"size": "4.5"}}, "size of 01_first must be a whole number, like its default 3: got '4.5'"),
+        ({"parameters": {"rate": "nan"}}, "rate of 02_second must be a finite number"),
+        ({"preset": "huge"}, "no preset 'huge'"),
+        ({"name": "../out"}, "cannot be named '../out'"),
+        ({"name": ".."}, "cannot be named '..'"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_anything_starts(root: Path, changes: dict, said: str) -> None:
+    with pytest.raises(RunError, match=re.escape(said)):
+        go(root, **changes)
+    assert not (root / "papermill_runs").exists()
+
+
+def test_a_parameter_of_a_notebook_that_is_not_chosen_is_refused(root: Path) -> None:
+    with pytest.raises(RunError, match="'rate': there are size"):
+        go(root, "01", parameters={"rate": "1"})
+
+
+def test_an_unknown_notebook_is_refused(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no notebook '03': there are 01_first, 02_second"):
+        go(root, "01", "03")
+    with pytest.raises(RunError, match="no notebooks in"):
+        go(tmp_path / "nowhere")
+
+
+# --- failing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_notebook_keeps_its_copy_and_names_its_cell(root: Path) -> None:
+    write(root, "02_second", OURS, "before = 'kept'\nprint(before)", "# Divide\n1 / 0", "print('never')")
+    with pytest.raises(RunFailed) as failure:
+        go(root)
+    folder = root / "papermill_runs" / "r"
+    assert "02_second, cell [4] (# Divide) failed with ZeroDivisionError: division by zero" in str(failure.value)
+    assert str(folder / "02_second.failed.ipynb") in str(failure.value)
+    copy = (folder / "02_second.failed.ipynb").read_text()
+    assert "kept" in copy and "ZeroDivisionError" in copy
+    assert {p.name for p in folder.glob("*.ipynb")} == {"01_first.ipynb", "02_second.failed.ipynb"}
+    assert not (folder / "manifest.json").exists()
+
+
+def test_a_failed_notebook_runs_again(tmp_path: Path) -> None:
+    flag = "from pathlib import Path\nflag = Path(run_dir) / 'flag'\nonce = flag.exists()\nflag.touch()\nassert once"
+    write(tmp_path, "01_moody", OURS, flag)
+    with pytest.raises(RunFailed, match="AssertionError"):
+        go(tmp_path)
+    folder = go(tmp_path)
+    assert {p.name for p in folder.glob("*.ipynb")} == {"01_moody.ipynb"}
+
+
+def test_a_kernel_that_dies_is_a_failure(tmp_path: Path) -> None:
+    write(tmp_path, "01_dies", OURS, "import os\nos._exit(9)")
+    with pytest.raises(RunFailed, match=r"01_dies, cell \[3\] \(import os\) failed: .*[Kk]ernel"):
+        go(tmp_path)
+
+
+# --- interrupted ------------------------------------------------------------------------------------------------------
+
+KILLED = "import sys, pathlib; from mmsr.runs.runner import run; run([], 'tiny', 'r', 0, {}, pathlib.Path(sys.argv[1]))"
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < until, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    state = Path(f"/proc/{pid}/stat")
+    if Path("/proc").exists():
+        return state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_killed_run_goes_on_from_the_unfinished_notebook(root: Path) -> None:
+    slow = "import os, time\nbegun = Path(run_dir) / 'begun'\nif not begun.exists():\n"
+    slow += "    begun.write_text(str(os.getpid()))\n    time.sleep(100)"
+    last = "from pathlib import Path\nwith (Path(run_dir) / 'log').open('a') as log:\n    print('second', file=log)"
+    write(root, "02_second", OURS, last, slow)
+    folder = root / "papermill_runs" / "r"
+    runner_process = subprocess.Popen([sys.executable, "-c", KILLED, str(root)], stdout=subprocess.DEVNULL)
+    wait_for(folder / "begun")
+    time.sleep(5.5)  # long enough for the state to be kept
+    runner_process.send_signal(signal.SIGKILL)
+    runner_process.wait()
+    kernel = int((folder / "begun").read_text())
+    assert (folder / "02_second.part.ipynb").exists() and not (folder / "manifest.json").exists()
+
+    assert go(root) == folder
+    assert not alive(kernel)  # the runner waited for it
+    assert log(folder) == ["first tiny 0 3", "second", "second"]
+    assert {p.name for p in folder.glob("*.ipynb")} == {"01_first.ipynb", "02_second.ipynb"}
+    assert read_metrics(folder)["time/02_second"].value > 5  # both parts count
+    assert (folder / "manifest.json").exists()
+
+
+def test_a_finished_run_is_not_done_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (go(root) / "metrics.json").read_bytes()
+    folder = go(root)
+    assert len(log(folder)) == 2
+    assert "01_first was finished before" in capsys.readouterr().out
+    assert (folder / "metrics.json").read_bytes() == before
+
+
+def test_notebooks_may_be_run_one_after_another(root: Path) -> None:
+    go(root, "01")
+    assert log(go(root, "02", "01_first")) == ["first tiny 0 3", "second tiny 0 0.5 a=b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"parameters": {"size": "4"}}, "size 3, not 4, in 01_first"),
+        ({"seed": 1}, "seed 0, not 1"),
+        ({"preset": "smoke"}, "preset tiny, not smoke"),
+    ],
+)
+def test_another_request_under_the_same_name_is_refused(root: Path, changes: dict, said: str) -> None:
+    go(root, "01")
+    with pytest.raises(RunError, match=f"begun with {said}: choose another --name, or --fresh"):
+        go(root, **changes)
+    assert len(log(go(root, "01", **changes, fresh=True))) == 1
+
+
+def test_other_sources_are_refused(root: Path) -> None:
+    go(root, "01")
+    write(root, "01_first", OURS, "print('edited')")
+    with pytest.raises(RunError, match="begun with other sources of 01_first"):
+        go(root)
+
+
+def test_changed_code_of_the_package_is_mentioned(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go(root, "01")
+    monkeypatch.setattr(runner, "code_sha256", lambda: "other")
+    go(root)
+    assert "code has changed since 01_first ran" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_run_is_left_alone(root: Path) -> None:
+    folder = root / "papermill_runs" / "r"
+    folder.mkdir(parents=True)
+    (folder / "thesis.txt").write_text("mine")
+    for fresh in (False, True):
+        with pytest.raises(RunError, match="choose another --name"):
+            go(root, fresh=fresh)
+    assert (folder / "thesis.txt").read_text() == "mine"
+
+
+def test_a_run_made_by_hand_is_replaced_only_when_asked(root: Path) -> None:
+    folder = root / "papermill_runs" / "r"
+    record_metrics(folder, {"x": 1})
+    with pytest.raises(RunError, match="did not begin: choose another --name, or --fresh to delete them"):
+        go(root, "01")
+    assert "x" not in read_metrics(go(root, "01", fresh=True))
+
+
+def test_two_runs_in_one_folder_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "PATIENCE", 0.1)
+    with runner._alone(root / "papermill_runs" / "r"), pytest.raises(RunError, match="Another run is going on"):
+        go(root)

@@ -1,0 +1,308 @@
+"""Every figure of a run is drawn from its files alone, is not blank, and shows the numbers of those files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+from sample_run import eval_rows, hostile_trajectory, trajectory, write_csv, write_run
+
+from mmsr.habits import HABITS
+from mmsr.show import crop_figures, figures
+from mmsr.show.charts import ACCENT, Metrics, sample, spread
+from mmsr.show.curves import running_mean
+from mmsr.show.pictures import draw_trajectory, gallery, picture_of, save, scenes, side_by_side, wrap
+from mmsr.stats import Interval
+from mmsr.world.questions import make_questions
+from mmsr.world.snapshot import World, load_world
+
+NEEDS = {
+    "funnel": ("data/card.json", "01_build_data.ipynb"),
+    "sft_curve": ("sft/sft.csv", "02_sft.ipynb"),
+    "grpo_curves": ("grpo/grpo.csv", "03_grpo.ipynb"),
+    "workflows": ("metrics.json", "04_evaluate.ipynb"),
+    "by_type": ("eval/rows.jsonl", "04_evaluate.ipynb"),
+    "halves": ("metrics.json", "04_evaluate.ipynb"),
+    "habits": ("metrics.json", "04_evaluate.ipynb"),
+    "search_behaviour": ("eval/rows.jsonl", "04_evaluate.ipynb"),
+    "crops": ("metrics.json", "05_crop_ablation.ipynb"),
+    "crops_by_flags": ("ablation/rows.jsonl", "05_crop_ablation.ipynb"),
+    "sweeps": ("ablation/sweeps.jsonl", "05_crop_ablation.ipynb"),
+}
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return load_world()
+
+
+@pytest.fixture(scope="module")
+def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "made-up", world)
+
+
+@pytest.fixture
+def own_run(run: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("figures")))
+
+
+def words(figure: Figure) -> str:
+    """All text of a figure."""
+    axes = [text for ax in figure.axes for text in (*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels())]
+    titles = [ax.get_title(loc) for ax in figure.axes for loc in ("left", "center", "right")]
+    return "\n".join([text.get_text() for text in (*figure.texts, *axes)] + titles)
+
+
+def drawn(figure: Figure) -> list[Text]:
+    """Texts that are on the figure: of tick labels those within their axis."""
+    hidden = set()
+    for ax in figure.axes:
+        for axis, (low, high) in ((ax.xaxis, sorted(ax.get_xlim())), (ax.yaxis, sorted(ax.get_ylim()))):
+            hidden |= {tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high}
+    return [text for text in figure.findobj(Text) if text.get_visible() and text not in hidden]
+
+
+def assert_not_blank(path: Path) -> None:
+    with Image.open(path) as picture:
+        assert picture.width == 1800
+        assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_every_figure_has_its_needs_listed() -> None:
+    assert [draw.__name__ for draw in figures.ALL] == list(NEEDS)
+
+
+@pytest.mark.parametrize("draw", figures.ALL, ids=lambda draw: draw.__name__)
+def test_a_figure_is_saved_and_says_where_it_comes_from(draw: Callable[[Path], Figure], run: Path) -> None:
+    figure = draw(run)
+    assert_not_blank(run / "figures" / f"{draw.__name__}.png")
+    assert "Run made-up" in words(figure)
+    assert "n = " in words(figure)
+
+
+@pytest.mark.parametrize("draw", figures.ALL, ids=lambda draw: draw.__name__)
+def test_text_stays_inside_and_apart(draw: Callable[[Path], Figure], run: Path) -> None:
+    figure = draw(run)
+    renderer, (width, height) = figure.canvas.get_renderer(), figure.get_size_inches() * figure.dpi
+    boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in drawn(figure) if text.get_text().strip()]
+    for text, box in boxes:
+        assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, f"{text!r} is cut off"
+    for index, (text, box) in enumerate(boxes):
+        for other, at in boxes[index + 1 :]:
+            across, down = min(box.x1, at.x1) - max(box.x0, at.x0), min(box.y1, at.y1) - max(box.y0, at.y0)
+            assert across < 1 or down < 3, f"{text!r} and {other!r} overlap"
+
+
+@pytest.mark.parametrize("draw", figures.ALL, ids=lambda draw: draw.__name__)
+def test_a_missing_file_is_named_with_the_notebook_to_run(draw: Callable[[Path], Figure], tmp_path: Path) -> None:
+    file, notebook = NEEDS[draw.__name__]
+    with pytest.raises(FileNotFoundError) as caught:
+        draw(tmp_path)
+    assert str(tmp_path / file) in str(caught.value)
+    assert notebook in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sft_curve", "grpo_curves", "search_behaviour", "crops_by_flags", "sweeps"])
+def test_an_empty_file_is_named(name: str, own_run: Path) -> None:
+    file, notebook = NEEDS[name]
+    (own_run / file).write_text("")
+    with pytest.raises(ValueError, match=f"is empty: run notebook {notebook}"):
+        getattr(figures, name)(own_run)
+
+
+def test_the_smallest_run_is_drawn_too(world: World, own_run: Path) -> None:
+    write_run(own_run, world, 2)
+    for file in ("sft/sft.csv", "grpo/grpo.csv"):
+        lines = (own_run / file).read_text().splitlines()
+        (own_run / file).write_text("\n".join(lines[:2]))
+    for draw in figures.ALL:
+        assert "Run run" in words(draw(own_run))
+
+
+def test_drawing_twice_gives_the_same_file(run: Path) -> None:
+    figures.workflows(run)
+    first = (run / "figures" / "workflows.png").read_bytes()
+    figures.workflows(run)
+    assert (run / "figures" / "workflows.png").read_bytes() == first
+
+
+def test_a_figure_shows_itself_at_900_pixels(run: Path) -> None:
+    data, size = figures.workflows(run)._repr_png_()
+    assert data.startswith(b"\x89PNG")
+    assert size["width"] == 900
+
+
+# --- the numbers ----------------------------------------------------------------------------------------------------
+
+
+def test_bars_are_the_metrics(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    figure = figures.workflows(run)
+    for ax, (name, scale) in zip(figure.axes, (("accuracy", 100), ("searches", 1), ("needless_search_rate", 100))):
+        wanted = [metrics[f"eval/{workflow}/{name}"] for workflow in figures.WORKFLOWS]
+        assert [bar.get_width() for bar in ax.patches] == pytest.approx([scale * entry["value"] for entry in wanted])
+        whiskers = [tuple(line.get_xdata()) for line in ax.lines]
+        assert whiskers == [pytest.approx((scale * e["low"], scale * e["high"])) for e in wanted]
+    assert f"{100 * metrics['eval/grpo/accuracy']['value']:.1f}" in words(figure)
+
+
+@pytest.mark.parametrize("name", ["by_type", "halves"])
+def test_dots_are_the_metrics(name: str, run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    groups = figures.TYPES if name == "by_type" else figures.HALVES
+    for ax, group in zip(getattr(figures, name)(run).axes, groups):
+        dots = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
+        wanted = [100 * metrics[f"eval/{workflow}/accuracy/{group}"]["value"] for workflow in figures.WORKFLOWS]
+        assert dots == pytest.approx(wanted)
+
+
+def test_habits_are_the_metrics(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    for ax, habit in zip(figures.habits(run).axes, HABITS, strict=True):
+        wanted = [100 * metrics[f"eval/{workflow}/habit/{habit}"]["value"] for workflow in ("sft", "grpo", "teacher")]
+        assert [bar.get_width() for bar in ax.patches] == pytest.approx(wanted)
+
+
+def test_crops_are_the_metrics_and_the_accent_is_the_agents(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    for ax, score in zip(figures.crops(run).axes, crop_figures.SCORES):
+        wanted = [100 * metrics[f"ablation/{crop}/{score}"]["value"] for crop in crop_figures.CROPS]
+        assert [bar.get_width() for bar in ax.patches] == pytest.approx(wanted)
+        assert [to_hex(bar.get_facecolor()) == ACCENT for bar in ax.patches] == [True, False, False, False, False]
+
+
+def test_the_funnel_shows_each_count(run: Path) -> None:
+    card = json.loads((run / "data" / "card.json").read_text())
+    shown = words(figures.funnel(run))
+    for number in (*card["funnel"].values(), *card["labels"].values(), *card["taxonomy"].values()):
+        assert f"{number:,}" in shown.splitlines()
+
+
+def test_grpo_names_the_means_of_the_first_and_last_tenth(run: Path) -> None:
+    lines = (run / "grpo" / "grpo.csv").read_text().splitlines()
+    rewards = [float(line.split(",")[lines[0].split(",").index("reward")]) for line in lines[1:]]
+    assert f"{np.mean(rewards[:6]):.2f} → {np.mean(rewards[-6:]):.2f}" in words(figures.grpo_curves(run))
+
+
+def test_search_bars_sum_to_all_questions(run: Path) -> None:
+    for ax in figures.search_behaviour(run).axes:
+        assert sum(bar.get_height() for bar in ax.patches) == pytest.approx(200)
+
+
+def test_running_mean_and_its_interval() -> None:
+    values = np.arange(40.0)
+    mean, error = running_mean(values)
+    assert mean[20] == pytest.approx(values[18:23].mean())
+    assert error[20] == pytest.approx(1.96 * values[18:23].std(ddof=1) / np.sqrt(5))
+    assert running_mean(np.array([3.0]))[1].tolist() == [0.0]
+
+
+def test_labels_are_moved_apart_as_little_as_needed() -> None:
+    assert spread([10, 50], 5, 0, 100) == [10, 50]
+    assert spread([99, 100, 100], 5, 0, 100) == [90, 95, 100]
+    assert spread([0, 0], 5, 0, 100) == [0, 5]
+
+
+def test_sample_says_a_range_where_counts_differ() -> None:
+    assert sample([Interval(0.1, n=1200), None]) == "n = 1,200"
+    assert sample([Interval(0.1, n=8), Interval(0.1, n=9)]) == "n = 8 to 9"
+
+
+# --- what is missing ------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_column_is_said_in_its_panel(own_run: Path) -> None:
+    write_csv(own_run / "grpo" / "grpo.csv", [{"step": 1, "reward": 0.5, "entropy": ""}, {"step": 2, "reward": 0.6}])
+    shown = words(figures.grpo_curves(own_run))
+    assert "grpo/grpo.csv has no column\nrewards/crops/mean" in shown
+    assert "grpo/grpo.csv has no column\nentropy" in shown
+    assert "0.50 → 0.60" in shown
+
+
+def test_a_metric_that_was_not_measured_is_said(own_run: Path) -> None:
+    metrics = json.loads((own_run / "metrics.json").read_text())
+    del metrics["eval/teacher/accuracy"]
+    metrics["eval/grpo/accuracy"] |= {"low": None, "high": None}
+    (own_run / "metrics.json").write_text(json.dumps(metrics))
+    assert "not measured" in words(figures.workflows(own_run))
+
+
+def test_metrics_of_an_earlier_notebook_alone_are_not_enough(own_run: Path) -> None:
+    (own_run / "metrics.json").write_text('{"grpo/reward_first": {"value": 1, "low": null, "high": null, "n": null}}')
+    with pytest.raises(ValueError, match="has no ablation/base/accuracy: run notebook 05_crop_ablation"):
+        figures.crops(own_run)
+    assert Metrics(own_run, "x").get("grpo/reward_first") == Interval(1)
+
+
+# --- pictures of trajectories ---------------------------------------------------------------------------------------
+
+
+def test_a_trajectory_is_drawn_with_its_crop_and_verdict(world: World, tmp_path: Path) -> None:
+    question = next(q for q in make_questions(world, "test", 20, seed=0) if q.type == "one_hop")
+    played = trajectory(question, world, question.answer).as_dict()
+    figure = draw_trajectory(question.scene(world).picture, played, question)
+    save(figure, tmp_path / "one.png")
+    assert_not_blank(tmp_path / "one.png")
+    shown = words(figure)
+    assert "✓" in shown and "image search" in shown and question.expression in shown
+    x1, y1, x2, y2 = question.box
+    shapes = {round(patch.get_width() / patch.get_height(), 2) for patch in figure.axes[0].patches}
+    assert round((x2 - x1) / (y2 - y1), 2) in shapes
+
+
+@pytest.mark.parametrize("asked", [{}, {"text": "What is this?"}])
+def test_any_picture_and_an_empty_trajectory_are_drawn(asked: dict) -> None:
+    shown = words(draw_trajectory(Image.new("RGB", (90, 40)), {"task_id": "", "turns": []}, asked))
+    assert "no turns" in shown and "no answer" in shown and "✗" not in shown
+
+
+def test_hostile_text_is_drawn_as_it_is(world: World) -> None:
+    question = make_questions(world, "test", 1, seed=0)[0]
+    figure = draw_trajectory(question.scene(world).picture, hostile_trajectory(question).as_dict(), question)
+    shown = words(figure)
+    assert "<script>" in shown and "$x_1$" in shown and "✗" in shown
+    renderer = figure.canvas.get_renderer()
+    assert all(text.get_window_extent(renderer).x1 <= 900 for text in figure.axes[0].texts)
+
+
+def test_gallery_and_side_by_side(world: World, tmp_path: Path) -> None:
+    rows = eval_rows(world, 3)
+    gallery(rows[:3], world, tmp_path / "pictures" / "gallery.png")
+    assert_not_blank(tmp_path / "pictures" / "gallery.png")
+    by = {(row["workflow"], row["question"]["id"]): row for row in rows}
+    sft = rows[3]
+    figure = side_by_side(sft, by["grpo", sft["question"]["id"]], world)
+    assert "Agent after SFT" in words(figure) and "Agent after GRPO" in words(figure)
+    with pytest.raises(ValueError, match="give one question's"):
+        side_by_side(rows[0], rows[-1], world)
+    with pytest.raises(ValueError, match="at least one row"):
+        gallery([], world, tmp_path / "none.png")
+    assert picture_of(sft, world).size == (384, 384)
+
+
+def test_scenes_show_each_question_with_its_answer(world: World, tmp_path: Path) -> None:
+    questions = make_questions(world, "test", 5, seed=0)
+    figure = scenes(questions, world)
+    assert len(figure.axes[0].images) == 5
+    shown = " ".join(words(figure).split())
+    assert all(question.text in shown and question.answer in shown for question in questions)
+    texts = [text.get_window_extent(figure.canvas.get_renderer()) for text in figure.axes[0].texts]
+    assert not any(a.overlaps(b.padded(-1)) for i, a in enumerate(texts) for b in texts[:i])
+
+
+def test_wrapping_keeps_the_width_and_the_words() -> None:
+    text = "a few short words, then " + "x" * 200 + "\nand a second paragraph"
+    assert "".join("".join(wrap(text, 2.0, most=99)).split()) == "".join(text.split())
+    cut = wrap(text, 2.0, most=2)
+    assert len(cut) == 2 and cut[-1].endswith("…")
+    assert wrap("", 2.0) == []

@@ -1,0 +1,229 @@
+"""The HTML viewer shows what happened, is one file that loads nothing, and lets nothing hostile out of its text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sample_run import HOSTILE, eval_rows, hostile_trajectory, trajectory
+
+from mmsr.show.transcript import Block, blocks, crop_box, is_right
+from mmsr.show.viewer import browser, data_url, html_page, trajectory_html, write_page
+from mmsr.world.questions import make_questions
+from mmsr.world.snapshot import World, load_world
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return load_world()
+
+
+@pytest.fixture(scope="module")
+def rows(world: World) -> list[dict]:
+    return eval_rows(world, 8)
+
+
+@pytest.fixture(scope="module")
+def page(rows: list[dict], world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = html_page(rows, world, tmp_path_factory.mktemp("pages") / "deep" / "page.html")
+    return path.read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, its text, and whether tags are closed in order."""
+
+    VOID = ("meta", "img", "br", "input")
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self._open, self.unbalanced = "", [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self._open or self._open.pop() != tag:
+            self.unbalanced.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def hostile_row(world: World) -> dict:
+    question = make_questions(world, "test", 1, seed=0)[0]
+    asked = question.as_dict() | {
+        "text": HOSTILE,
+        "taxonomy": HOSTILE,
+        "type": HOSTILE,
+        "answer": HOSTILE,
+        "id": HOSTILE,
+    }
+    played = hostile_trajectory(question).as_dict() | {"reward": {HOSTILE: 1.0, "total": 0.9}}
+    return {"workflow": HOSTILE, "question": asked, "correct": False, "trajectory": played}
+
+
+# --- one trajectory -------------------------------------------------------------------------------------------------
+
+
+def test_a_trajectory_shows_turns_crop_and_verdict(world: World) -> None:
+    question = next(q for q in make_questions(world, "test", 20, seed=0) if q.type == "one_hop")
+    row = {"question": question.as_dict(), "trajectory": trajectory(question, world, "Atlantis").as_dict()}
+    html = trajectory_html(row, question.scene(world).picture)
+    seen = Elements(html)
+    assert not seen.unbalanced
+    for words in (question.text, question.expression, "Whose flag is it?", "Atlantis", f"gold: {question.answer}", "✗"):
+        assert words in seen.text
+    boxes = [attrs for tag, attrs in seen.found if tag == "i"]
+    assert [box["class"] for box in boxes] == ["gold-box", "crop-box"]
+    assert f"left:{100 * question.box[0] / 384:.2f}%" in boxes[1]["style"]
+    assert "gold at 1" in seen.text
+
+
+def test_any_picture_and_a_bare_trajectory_are_enough() -> None:
+    picture = Image.new("RGBA", (3000, 1000), "red")
+    html = trajectory_html({"trajectory": {"task_id": "", "turns": []}}, picture)
+    assert "No turns." in html and "no answer" in html and "No picture was searched." in html
+    turn = {"text": "<reason>r</reason><img_search><img></img_search>", "action": "img_search", "box": None}
+    html = trajectory_html({"trajectory": {"turns": [turn]}, "question": {"text": "What?"}}, picture)
+    assert "searched whole" in html and "✗" not in html and "✓" not in html
+
+
+def test_hostile_text_stays_text(world: World) -> None:
+    html = trajectory_html(hostile_row(world), Image.new("RGB", (384, 384)))
+    seen = Elements(html)
+    assert not seen.unbalanced
+    assert {tag for tag, _ in seen.found}.isdisjoint({"script", "img", "iframe", "object", "answer", "information"})
+    assert not [attrs for _, attrs in seen.found if any(name.startswith("on") for name in attrs)]
+    assert not [attrs for tag, attrs in seen.found if tag == "a"]  # javascript: is no link
+    assert HOSTILE in seen.text
+    assert "<script" not in html
+
+
+def test_only_web_addresses_become_links(world: World) -> None:
+    hits = [
+        {"id": "a", "title": "A", "score": 1, "url": url} for url in ('https://x.org/"><b>', "data:text/html,x", "")
+    ]
+    turn = {"text": "", "action": "text_search", "hits": hits, "observation": "<information>\nA\n</information>"}
+    seen = Elements(trajectory_html({"trajectory": {"turns": [turn]}}, Image.new("RGB", (9, 9))))
+    assert [attrs["href"] for tag, attrs in seen.found if tag == "a"] == ['https://x.org/"><b>']
+
+
+def test_pictures_are_small_jpegs() -> None:
+    url = data_url(Image.effect_noise((2000, 1000), 60))
+    with Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,")))) as picture:
+        assert picture.size == (640, 320)
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_one_file_that_loads_nothing(page: str) -> None:
+    seen = Elements(page)
+    assert not seen.unbalanced
+    for tag, attrs in seen.found:
+        assert "src" not in attrs and tag != "link"
+    assert not re.findall(r"url\((?!data:image/jpeg;base64,)", page)
+    assert "default-src 'none'" in page
+
+
+def test_the_policy_lets_only_the_pages_own_script_run(page: str) -> None:
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    assert "innerHTML" not in page
+
+
+def test_every_row_is_there_with_what_the_filters_read(page: str, rows: list[dict]) -> None:
+    templates = [attrs for tag, attrs in Elements(page).found if tag == "template"]
+    assert len(templates) == len(rows)
+    for attrs, row in zip(templates, rows):
+        assert attrs["data-workflow"] == row["workflow"]
+        assert attrs["data-type"] == row["question"]["type"]
+        assert attrs["data-outcome"] == ("right" if row["correct"] else "wrong")
+        assert attrs["data-title"] == row["question"]["text"]
+    options = [attrs["value"] for tag, attrs in Elements(page).found if tag == "option"]
+    assert options[:7] == ["", "direct", "rag", "prompted", "sft", "grpo", "teacher"]
+
+
+def test_a_picture_is_embedded_once_for_all_workflows(page: str, rows: list[dict]) -> None:
+    assert page.count("data:image/jpeg") == len({row["question"]["id"] for row in rows})
+
+
+def test_a_hostile_row_does_not_break_the_page(world: World, rows: list[dict], tmp_path: Path) -> None:
+    picture = Image.new("RGB", (384, 384))
+    page = write_page([hostile_row(world), rows[0]], [picture, picture], tmp_path / "page.html").read_text()
+    seen = Elements(page)
+    assert not seen.unbalanced
+    assert [tag for tag, _ in seen.found].count("script") == 1
+    assert [tag for tag, _ in seen.found].count("template") == 2
+    assert next(attrs for tag, attrs in seen.found if tag == "template")["data-title"] == HOSTILE
+
+
+def test_no_rows_is_an_error(world: World, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one row"):
+        html_page([], world, tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+# --- widgets --------------------------------------------------------------------------------------------------------
+
+
+def test_the_browser_filters_and_renders_as_the_page_does(rows: list[dict], world: World) -> None:
+    box = browser(rows, world)
+    (workflow, kind, outcome), chosen, shown = box.children[0].children, box.children[1], box.children[2]
+    assert len(chosen.options) == len(rows)
+    workflow.value, outcome.value = "grpo", "right"
+    wanted = [i for i, row in enumerate(rows) if row["workflow"] == "grpo" and row["correct"]]
+    assert [index for _, index in chosen.options] == wanted
+    chosen.value = wanted[-1]
+    row = rows[wanted[-1]]
+    picture = make_questions(world, "test", 8, seed=0)[wanted[-1] // 6].scene(world).picture
+    assert shown.value == trajectory_html(row, picture)
+    kind.value = next((value for _, value in kind.options if value and value != row["question"]["type"]), "")
+    workflow.value, outcome.value = "direct", ""
+    assert all(rows[index]["workflow"] == "direct" for _, index in chosen.options)
+
+
+# --- the transcript -------------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_read_by_the_protocols_parser() -> None:
+    turn = {
+        "text": "<reason>r</reason><img_search><img_crop>1,2,3,4</img_crop></img_search>",
+        "observation": "<information>\nA </information> B\n</information>\nNow what?",
+    }
+    assert blocks(turn) == [
+        Block("reason", "r"),
+        Block("img_search", "the crop at 1, 2, 3, 4"),
+        Block("information", "A </information> B"),
+        Block("prompt", "Now what?"),
+    ]
+    assert blocks({"text": " ", "error": "e"}) == [Block("unread", "(an empty turn)"), Block("error", "e")]
+    assert blocks({"text": "Nairobi"}) == [Block("unread", "Nairobi")]
+
+
+@pytest.mark.parametrize(
+    ("box", "wanted"),
+    [((10, 10, 30, 20), (10, 10, 30, 20)), ((-5, 900, 2, 3), (0, 3, 2, 40)), ((99, 99, 99, 99), (59, 39, 60, 40))],
+)
+def test_a_crop_stays_inside_the_picture(box: tuple, wanted: tuple) -> None:
+    played = {"turns": [{"action": "img_search", "error": "", "box": list(box)}]}
+    assert crop_box(played, Image.new("RGB", (60, 40))) == wanted
+
+
+def test_right_is_as_scored_or_by_exact_match() -> None:
+    asked = {"answer": "Nairobi", "aliases": ["the city"]}
+    assert is_right({"correct": False, "answer": "Nairobi", "question": asked, "trajectory": {}}) is False
+    assert is_right({"trajectory": {"answer": "nairobi."}, "question": asked}) is True
+    assert is_right({"trajectory": {"answer": "x"}, "question": {"text": "What?"}}) is None
