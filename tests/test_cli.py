@@ -11,17 +11,16 @@ import sys
 from pathlib import Path
 
 import httpx
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 from sample_run import eval_rows
+from small_notebooks import write
 
 from mmsr import __main__ as cli
-from mmsr.evaluate import save_rows
-from mmsr.live.replay import Call, Outside
+from mmsr.files import write_rows
+from mmsr.live.door import Door
+from mmsr.live.record import Call
 from mmsr.results import record_metrics
 from mmsr.stats import Interval
-from mmsr.world.snapshot import load_world
 
 COMMANDS = (
     "run",
@@ -44,12 +43,9 @@ COMMANDS = (
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one notebook, as the current folder."""
-    parameters = new_code_cell("run_dir = '.'\nfail = False", metadata={"tags": ["parameters"]})
     work = "from pathlib import Path\nfrom mmsr.results import record_metrics\nassert not fail, 'as asked'\n"
     work += "record_metrics(Path(run_dir), {'eval/rag/accuracy': 0.25})"
-    notebook = new_notebook(cells=[parameters, new_code_cell(work)])
-    (tmp_path / "notebooks").mkdir()
-    nbformat.write(notebook, tmp_path / "notebooks" / "01_build_data.ipynb")
+    write(tmp_path, "01_build_data", "run_dir = '.'\nfail = False", work)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -111,11 +107,11 @@ def test_run_says_which_cell_failed(clone: Path, capsys: pytest.CaptureFixture[s
     ("options", "said"),
     [
         (["-p", "fali=true"], "'fali': there are fail"),
-        (["-p", "fail=maybe"], "must be true or false, like its default False: got 'maybe'"),
+        (["-p", "fail=maybe"], "01_build_data: fail must be true or false, not 'maybe'"),
         (["-p", "fail"], "-p takes key=value, not 'fail'"),
         (["-p", "fail=true", "-p", "fail=false"], "-p gives fail twice"),
         (["09"], "no notebook '09': there are 01_build_data"),
-        (["--preset", "huge"], "no preset 'huge': use one of smoke, tiny"),
+        (["--preset", "huge"], "no preset 'huge': use one of tiny, smoke"),
         (["--name", "a/b"], "cannot be named 'a/b'"),
     ],
 )
@@ -174,7 +170,7 @@ def test_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_contrast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_rows(eval_rows(load_world(), 4), tmp_path / "a" / "eval" / "rows.jsonl")
+    write_rows(tmp_path / "a" / "eval" / "rows.jsonl", eval_rows(4))
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     assert cli.main(["contrast", a, "--to", b]) == 2
     assert "rows.jsonl is not there: run notebook 04 first" in sentence(capsys)
@@ -187,7 +183,7 @@ def test_contrast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_replay_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record, lines, other = (tmp_path / name for name in ("a.sqlite", "a.jsonl", "b.sqlite"))
-    Outside("record", record).answer(Call("serper", 1, "POST /search", {"q": "x"}), ask=lambda: "found")
+    Door("record", record).answer(Call("serper", 1, "POST /search", {"q": "x"}), ask=lambda: "found")
     assert cli.main(["replay", "export", str(record), str(lines)]) == 0
     assert json.loads(lines.read_text())["answer"] == "found"
     assert cli.main(["replay", "import", str(other), str(lines)]) == 0

@@ -11,9 +11,9 @@ import nbformat
 import pytest
 
 from mmsr import __main__ as cli
-from mmsr.live.web_image import IMAGE_ENGINES
-from mmsr.live.web_text import TEXT_ENGINES
-from mmsr.runs.runner import LOOSE, _assign, _check, _choose
+from mmsr.live.engines import IMAGE_ENGINES, TEXT_ENGINES
+from mmsr.runs.parameters import assign, flat
+from mmsr.runs.runner import LOOSE, _check, _choose
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -61,21 +61,21 @@ def test_commands_that_are_shown_can_be_given(
         except SystemExit:
             pytest.fail(f"mmsr {shlex.join(words)}: {capsys.readouterr().err}")
         if options.command is cli._train:
-            done.setdefault(options.run.name, {})[{"sft": "02_sft", "grpo": "03_grpo"}[options.stage]] = {}
+            done.setdefault(options.run.name, {})[{"sft": "02_sft", "grpo": "03_grpo"}[options.action]] = {}
         if options.command is cli._run:
-            parameters = cli._parameters(options.parameters)
+            parameters = cli.parameters(options.parameters)
             if "data_dir" in parameters:
                 parameters["data_dir"] = str(tmp_path)
-            chosen = _choose(options.notebooks, NOTEBOOKS)
-            values = _assign(chosen, parameters)
-            _check(values, NOTEBOOKS)
+            values = assign(_choose(options.notebooks, NOTEBOOKS), options.preset, parameters, NOTEBOOKS)
+            _check(options.preset, values, NOTEBOOKS)
             run = done.setdefault(options.name or options.preset, {})
             for name, given in values.items():
                 missing = NEEDS.get(name, set()) - run.keys() - values.keys()
                 assert not missing or "adapters" in parameters, f"mmsr {shlex.join(words)}: nothing trained {missing}"
-                changed = {key for key, value in run.get(name, {}).items() if value != given[key]} - set(LOOSE)
+                now = flat(options.preset, given)
+                changed = {key for key, value in run.get(name, {}).items() if value != now[key]} - LOOSE
                 assert not changed, f"mmsr {shlex.join(words)}: {name} of this run had other {changed}"
-            run |= values
+                run[name] = now
 
 
 def test_commands_are_found() -> None:

@@ -11,27 +11,26 @@ from small_policy import tiny
 from mmsr.ablation import oracle
 from mmsr.env import Trajectory, TurnRecord
 from mmsr.evaluate import (
+    Exam,
     agent,
     compare,
     direct,
     judge_rows,
     knows,
-    load_rows,
     rag,
-    save_rows,
     summarise,
     taught,
     useful,
 )
-from mmsr.exam import world_exam
-from mmsr.lab import local_tools
+from mmsr.files import read_rows, write_rows
+from mmsr.lab import open_tools
 from mmsr.presets import get_preset
+from mmsr.task import Task
 from mmsr.tools.base import ToolError
 from mmsr.world.questions import Question, make_questions
-from mmsr.world.snapshot import load_world
 
-WORLD, PRESET = load_world(), get_preset("smoke")
-POOL = make_questions(WORLD, "test", 120, seed=51)
+PRESET = get_preset("smoke")
+POOL = make_questions("test", 120, seed=51)
 
 
 def pick(half: str, kind: str, n: int = 0) -> Question:
@@ -72,7 +71,7 @@ def by_hand() -> list[Trajectory]:
 
 def rows(trajectories: list[Trajectory] | None = None) -> list[dict]:
     """The four questions judged; the base knows the last, and the second is in the picture."""
-    return judge_rows("grpo", world_exam(FOUR, WORLD), trajectories or by_hand(), [False, True, False, True])
+    return judge_rows("grpo", Exam(tuple(FOUR)), trajectories or by_hand(), [False, True, False, True])
 
 
 def test_rows() -> None:
@@ -96,7 +95,7 @@ def test_rows() -> None:
 
 def test_a_search_is_useful_where_it_returned_something_gold() -> None:
     a = FOUR[0]
-    about = a.as_dict()
+    about = Task.of(a, pictured=False)
     assert useful(answered(a, search("text_search", a.entity)), about) == 0  # a flag's identifier is no page
     assert useful(answered(a, search("img_search", a.gold_pages[0])), about) == 0
     assert useful(answered(a, *[search("text_search", a.gold_pages[0])] * 2), about) == 2
@@ -143,7 +142,7 @@ def test_paired_comparison() -> None:
 
 
 def test_what_needs_no_search() -> None:
-    exam = world_exam(FOUR, WORLD)
+    exam = Exam(tuple(FOUR))
     assert knows(exam, [answered(q, answer="zzz") for q in FOUR]) == [False, True, False, False]
     assert knows(exam, [answered(q) for q in FOUR]) == [True] * 4
 
@@ -151,9 +150,9 @@ def test_what_needs_no_search() -> None:
 def test_rows_are_saved_and_loaded(tmp_path: Path) -> None:
     path = tmp_path / "eval" / "rows.jsonl"
     with pytest.raises(FileNotFoundError, match="run notebook 04 first"):
-        load_rows(path)
-    save_rows(rows(), path)
-    loaded = load_rows(path)
+        read_rows(path, "run notebook 04 first")
+    write_rows(path, rows())
+    loaded = read_rows(path, "")
     assert summarise(loaded, seed=0) == summarise(rows(), seed=0) and [p.name for p in path.parent.iterdir()] == [
         "rows.jsonl"
     ]
@@ -162,7 +161,7 @@ def test_rows_are_saved_and_loaded(tmp_path: Path) -> None:
 # --- workflows ------------------------------------------------------------------------------------------------------
 
 SIX = [q for q in POOL if q.type in ("visual", "fact", "one_hop")][:6]
-EXAM = world_exam(SIX, WORLD)
+EXAM = Exam(tuple(SIX))
 
 
 def test_direct_asks_once_and_searches_nothing() -> None:
@@ -174,11 +173,11 @@ def test_direct_asks_once_and_searches_nothing() -> None:
 
 
 def test_rag_searches_the_whole_picture_once_and_the_pages_once() -> None:
-    tools = local_tools(PRESET, tiny(), WORLD)
+    tools = open_tools(PRESET, tiny())
     for question, trajectory in zip(SIX, rag(tiny(), EXAM, PRESET, tools)):
         image, text, answer = trajectory.turns
         assert (image.action, text.action, answer.action) == ("img_search", "text_search", "answer")
-        matches = tools.image.search(question.scene(WORLD).picture, 5)
+        matches = tools.image.search(question.scene().picture, 5)
         assert [h["id"] for h in image.hits] == [m.id for m in matches] and image.box is None
         assert text.content == f"{question.text} {matches[0].title.removeprefix('Flag of ')}" and len(text.hits) == 5
         assert trajectory.end == "answer" and trajectory.answer == answer.content != ""
@@ -193,7 +192,7 @@ def test_rag_answers_where_searches_fail_or_find_nothing() -> None:
         def search(self, query: object, k: int) -> list:
             raise ToolError("the engine is down.")
 
-    tools = replace(local_tools(PRESET, tiny(), WORLD), image=Empty(), text=Broken())
+    tools = replace(open_tools(PRESET, tiny()), image=Empty(), text=Broken())
     for question, trajectory in zip(SIX, rag(tiny(), EXAM, PRESET, tools)):
         image, text, answer = trajectory.turns
         assert "Nothing was found." in image.observation and text.content == question.text
@@ -201,10 +200,10 @@ def test_rag_answers_where_searches_fail_or_find_nothing() -> None:
 
 
 def test_the_agent_without_training_plays_to_an_end_and_the_teacher_is_right() -> None:
-    tools = local_tools(PRESET, tiny(), WORLD)
+    tools = open_tools(PRESET, tiny())
     prompted = agent(tiny(), EXAM, PRESET, tools)
     assert [t.task_id for t in prompted] == [q.id for q in SIX] and {t.end for t in prompted} <= {"answer", "broken"}
-    expert = taught(EXAM, WORLD, PRESET, tools, oracle(SIX, WORLD))
+    expert = taught(EXAM, PRESET, replace(tools, grounder=oracle(SIX)))
     scores = [summarise(judge_rows("", EXAM, ts, [False] * 6), 0) for ts in (prompted, expert)]
     assert scores[1]["valid_turn_rate"].value == 1 > scores[0]["valid_turn_rate"].value
     assert scores[1]["accuracy"].value >= 5 / 6
@@ -213,9 +212,9 @@ def test_the_agent_without_training_plays_to_an_end_and_the_teacher_is_right() -
 def test_a_turn_can_be_rewritten_before_it_counts() -> None:
     played = agent(
         tiny(),
-        world_exam(SIX[:2], WORLD),
+        Exam(tuple(SIX[:2])),
         PRESET,
-        local_tools(PRESET, tiny(), WORLD),
+        open_tools(PRESET, tiny()),
         rewrite=lambda text, task: f"<reason>a</reason><answer>{task.id}</answer>",
     )
     assert [t.answer for t in played] == [q.id for q in SIX[:2]]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
-import threading
-import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,15 +10,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_funnel import PRESET, WORLD, Made, make, questions, tools
+from small_funnel import PRESET, Made, make, questions, tools
 
-from mmsr import dataset, funnel, journal
-from mmsr.dataset import PublicQuestion
+from mmsr import data, journal
 from mmsr.env import SearchEnv
-from mmsr.journal import Journal, JournalError, Stopped, fill
-from mmsr.players import FunnelError, Player, for_threads, scripted
 from mmsr.protocol import Answer, TextSearch, Turn, render_turn
-from mmsr.tools.base import FatalToolError, ToolError
+from mmsr.task import FileQuestion
+from mmsr.teacher import FunnelError, Player, scripted
 
 
 class Killed(BaseException):
@@ -44,13 +39,13 @@ def killed_at(call: int, function: Callable) -> Callable:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The data set that nothing interrupted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(funnel, "WAVE", 8)
+        patch.setattr(data, "WAVE", 8)
         return make(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture(autouse=True)
 def small_waves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(funnel, "WAVE", 8)
+    monkeypatch.setattr(data, "WAVE", 8)
 
 
 def test_the_funnel_narrows_and_labels(whole: Made) -> None:
@@ -68,12 +63,12 @@ def test_the_funnel_narrows_and_labels(whole: Made) -> None:
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        (funnel, "SearchEnv", 1),
-        (funnel, "SearchEnv", 13),
-        (funnel, "ask_base", 1),
-        (funnel, "ask_base", 3),
-        (funnel, "balance", 1),
-        (dataset, "_save_picture", 5),
+        (data, "SearchEnv", 1),
+        (data, "SearchEnv", 13),
+        (data, "answer_directly", 1),
+        (data, "answer_directly", 3),
+        (data, "balance", 1),
+        (data, "_save_picture", 5),
         (journal.Journal, "_append", 20),
     ],
 )
@@ -90,19 +85,19 @@ def test_a_killed_funnel_goes_on_to_the_same_result(
 def test_what_is_finished_is_not_done_again(whole: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = make(tmp_path)
     assert first.base.batches == whole.base.batches and len(first.base.batches) > 1
-    monkeypatch.setattr(funnel, "SearchEnv", killed_at(1, SearchEnv))
+    monkeypatch.setattr(data, "SearchEnv", killed_at(1, SearchEnv))
     again = make(tmp_path)
     assert again.base.batches == [] and again.files == whole.files
 
 
 def test_work_in_batches_is_done_in_the_same_batches(tmp_path: Path, whole: Made) -> None:
     def player(seen: list) -> Player:
-        usual = scripted(WORLD, tools())
+        usual = scripted(tools())
         return replace(usual, prepare=lambda wave: seen.append([question.id for question in wave]))
 
     seen, seen_then = [], []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(funnel, "SearchEnv", killed_at(13, SearchEnv))
+        patch.setattr(data, "SearchEnv", killed_at(13, SearchEnv))
         with pytest.raises(Killed):
             make(tmp_path, player(seen))
     make(tmp_path, player(seen_then))
@@ -139,7 +134,7 @@ def test_other_questions_begin_a_free_funnel_afresh(tmp_path: Path) -> None:
 def test_a_begin_afresh_that_is_killed_is_begun_once_more(whole: Made, tmp_path: Path) -> None:
     make(tmp_path, seed=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(funnel, "write_whole", killed_at(1, funnel.write_whole))
+        patch.setattr(data, "write_json", killed_at(1, data.write_json))
         with pytest.raises(Killed):
             make(tmp_path)
     assert make(tmp_path).files == whole.files
@@ -147,8 +142,8 @@ def test_a_begin_afresh_that_is_killed_is_begun_once_more(whole: Made, tmp_path:
 
 def test_the_size_of_the_balanced_set_needs_no_new_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path)
-    monkeypatch.setattr(funnel, "SearchEnv", killed_at(1, SearchEnv))
-    assert make(tmp_path, size=6).built.funnel["balanced"] == 6
+    monkeypatch.setattr(data, "SearchEnv", killed_at(1, SearchEnv))
+    assert make(tmp_path, preset=replace(PRESET, data_examples=6)).built.funnel["balanced"] == 6
 
 
 def test_two_questions_of_one_id_are_refused(tmp_path: Path) -> None:
@@ -159,13 +154,13 @@ def test_two_questions_of_one_id_are_refused(tmp_path: Path) -> None:
 # --- questions from elsewhere -----------------------------------------------------------------------------------------
 
 
-def public(folder: Path, count: int) -> list[PublicQuestion]:
+def public(folder: Path, count: int) -> list[FileQuestion]:
     """Questions about picture files."""
     found = []
     for number in range(count):
         path = folder / f"{number}.jpg"
         Image.new("RGB", (64, 48), (number * 7 % 256, 40, 90)).save(path)
-        found.append(PublicQuestion(f"set/{number}", "string", f"What is {number}?", f"n{number}", (), str(path)))
+        found.append(FileQuestion(f"set/{number}", "string", f"What is {number}?", f"n{number}", (), str(path)))
     return found
 
 
@@ -181,17 +176,16 @@ def test_a_wave_of_pictures_is_in_memory_and_no_more(tmp_path: Path, monkeypatch
     alive: set[int] = set()
     most = 0
 
-    def watched(question, world, of=dataset.to_task):
+    def watched(question: FileQuestion, draw=FileQuestion.draw) -> Image.Image:
         nonlocal most
-        task = of(question, world)
-        alive.add(id(task.picture))
-        weakref.finalize(task.picture, alive.discard, id(task.picture))
+        picture = draw(question)
+        alive.add(id(picture))
+        weakref.finalize(picture, alive.discard, id(picture))
         most = max(most, len(alive))
-        return task
+        return picture
 
-    monkeypatch.setattr(funnel, "to_task", watched)
-    monkeypatch.setattr(dataset, "to_task", watched)
-    monkeypatch.setattr(funnel, "WAVE", 4)
+    monkeypatch.setattr(FileQuestion, "draw", watched)
+    monkeypatch.setattr(data, "WAVE", 4)
     gc.collect()
     preset = replace(PRESET, eval_batch=1)
     made = make(tmp_path, Player({"teacher": "answering"}, by_answering), public(tmp_path, 24), preset=preset)
@@ -202,13 +196,13 @@ def test_a_wave_of_pictures_is_in_memory_and_no_more(tmp_path: Path, monkeypatch
 def test_examples_of_public_questions_come_back(tmp_path: Path) -> None:
     asked = public(tmp_path, 9)
     made = make(tmp_path, Player({"teacher": "answering"}, by_answering), asked)
-    examples, pictures = dataset.load_examples(tmp_path / "data")
+    examples, pictures = data.load_examples(tmp_path / "data")
     by_id = {question.id: question for question in asked}
     assert len(examples) == 9 and {example.label for example in examples} == {"search_free", "search_required"}
     for example, picture in zip(examples, pictures):
         question = by_id[example.question.id]
         assert (example.question.text, example.question.golds) == (question.text, question.golds)
-        assert example.question.taxonomy == funnel.UNLABELLED
+        assert example.question.taxonomy == data.UNLABELLED
         with Image.open(question.picture) as original:
             assert picture.tobytes() == original.convert("RGB").tobytes()
     assert str(tmp_path) not in made.files["data.jsonl"].decode()
@@ -235,103 +229,3 @@ def test_what_the_teacher_knew_and_the_base_does_not_is_left_out(tmp_path: Path)
     made = make(tmp_path, Player({"teacher": "knows"}, knows), public(tmp_path, 9))
     assert made.built.funnel["correct"] == 9 and made.built.funnel["search_required"] == 0
     assert made.built.funnel["search_free"] == 3
-
-
-# --- the journal ------------------------------------------------------------------------------------------------------
-
-
-def test_a_journal_keeps_rows_and_failures(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "j.jsonl"
-    with Journal(path) as kept:
-        kept.add("a", {"text": "é\n\u2028", "n": 1})
-        kept.fail("b", "broken")
-        kept.fail("c", "broken")
-        kept.add("c", {"n": 2})
-        kept.add("a", {"n": 3})
-    with Journal(path) as kept:
-        assert list(kept) == ["a", "c"] and len(kept) == 2 and "b" not in kept
-        assert kept["a"] == {"n": 3} and kept["c"] == {"n": 2} and kept.failed == {"b": "broken"}
-        with pytest.raises(KeyError):
-            kept["b"]
-
-
-def test_a_journal_has_one_owner(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j"), pytest.raises(JournalError, match="in use by another process"):
-        Journal(tmp_path / "j")
-    Journal(tmp_path / "j").close()
-
-
-def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
-    (tmp_path / "j").write_text('{"key": "a"}\n[1]\n{"key": "b"}\n')
-    with pytest.raises(JournalError, match="line 2 is no row"):
-        Journal(tmp_path / "j")
-
-
-def test_rows_from_many_threads_are_whole(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j") as kept:
-        fill(kept, {str(n): n for n in range(300)}, lambda n: {"n": n, "text": "x" * n}, 8)
-    rows = [json.loads(line) for line in (tmp_path / "j").read_text().splitlines()]
-    assert sorted(row["n"] for row in rows) == list(range(300))
-    with Journal(tmp_path / "j") as kept:
-        assert all(kept[str(n)]["n"] == n for n in range(300))
-
-
-def test_failures_are_tried_again_and_many_in_a_row_stop(tmp_path: Path) -> None:
-    def work(n: int) -> dict:
-        if n < 5 or mended < n < 100:
-            raise ToolError(f"no {n}")
-        return {"n": n}
-
-    items, mended = {str(n): n for n in range(200)}, 60
-    with Journal(tmp_path / "j") as kept, pytest.raises(Stopped, match=r"20 pieces of work .* no 80 .* 56 are kept"):
-        fill(kept, items, work, 1)
-    mended = 200
-    with Journal(tmp_path / "j") as kept:
-        fill(kept, items, work, 1)
-        assert len(kept) == 195 and set(kept.failed) == set("01234")
-    mended = 0
-    with Journal(tmp_path / "k") as kept:
-        for key in items:
-            kept.fail(key, "before")
-        fill(kept, items, work, 1)  # what failed before does not stop what comes after it
-        assert len(kept) == 100
-
-
-def test_a_fatal_error_is_no_failure(tmp_path: Path) -> None:
-    def work(n: int) -> dict:
-        raise FatalToolError("spent")
-
-    with Journal(tmp_path / "j") as kept, pytest.raises(FatalToolError, match="spent"):
-        fill(kept, {"a": 1}, work, 1)
-    assert (tmp_path / "j").read_bytes() == b""
-
-
-def test_the_local_model_is_asked_by_one_thread_at_a_time() -> None:
-    inside = overlaps = 0
-
-    def slow(*args: object) -> int:
-        nonlocal inside, overlaps
-        inside += 1
-        overlaps += inside > 1
-        time.sleep(0.002)
-        inside -= 1
-        return 1
-
-    class Slow:
-        locate = staticmethod(slow)
-
-    summary = type(tools().text_summary)(slow, 100)
-    shared = for_threads(replace(tools(), grounder=Slow(), text_summary=summary, image_summary=summary))
-    hits = tools().text.search("Kenya capital", 3)
-
-    def ask() -> None:
-        shared.grounder.locate(None, "a flag")
-        shared.text_summary.summarise("Kenya", "capital", hits)
-        shared.image_summary.summarise("Kenya", "capital", hits)
-
-    threads = [threading.Thread(target=ask) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert overlaps == 0

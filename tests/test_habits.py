@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmsr.evaluate import summarise
-from mmsr.habits import HABITS, queries, seen_on
+from mmsr.evaluate import HABITS, queries, seen_on, summarise
 from mmsr.world.relations import RELATIONS
 
 HARD = next(relation for relation in RELATIONS.values() if relation.hard)

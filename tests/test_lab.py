@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from local_llm import local_llm
 from small_policy import tiny
 
 from mmsr.env import Tools
-from mmsr.lab import adapter_of, local_tools, open_tools
-from mmsr.live.outside import Sources, connect
+from mmsr.lab import Lab, open_tools, settings
+from mmsr.live.outside import connect
 from mmsr.live.serve import running
 from mmsr.presets import get_preset
 from mmsr.tools.base import Hit
@@ -37,11 +38,11 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tools(**values: object) -> Tools:
-    return open_tools(PRESET, tiny(), WORLD, connect(Sources(**values)))
+    return open_tools(PRESET, tiny(), connect(settings("smoke", outside=values)[1]))
 
 
 def test_without_parameters_everything_is_local() -> None:
-    for found in (tools(), local_tools(PRESET, tiny(), WORLD)):
+    for found in (tools(), open_tools(PRESET, tiny())):
         assert isinstance(found.text, LocalTextSearch) and isinstance(found.image, LocalImageSearch)
         assert isinstance(found.grounder, BaseGrounder) and isinstance(found.text_summary, ExtractiveSummariser)
 
@@ -86,10 +87,38 @@ def test_a_summary_is_cut_at_a_sentence_or_at_least_at_a_word(budget: int, kept:
 def test_adapters_are_this_runs_or_else_another_runs(tmp_path: Path) -> None:
     mine, other = tmp_path / "mine", tmp_path / "other"
     with pytest.raises(FileNotFoundError, match="run notebook 02 first, or give adapters=RUN"):
-        adapter_of(mine, "", "sft")
+        Lab(mine).adapter("sft")
     (other / "sft" / "adapter").mkdir(parents=True)
-    assert adapter_of(mine, str(other), "sft") == other / "sft" / "adapter"
+    assert Lab(mine, adapters=other).adapter("sft") == other / "sft" / "adapter"
     (mine / "sft" / "adapter").mkdir(parents=True)
-    assert adapter_of(mine, str(other), "sft") == mine / "sft" / "adapter"
-    with pytest.raises(FileNotFoundError, match="other/grpo/adapter is not there: run notebook 03 first"):
-        adapter_of(mine, str(other), "grpo")
+    assert Lab(mine, adapters=str(other)).adapter("sft") == mine / "sft" / "adapter"
+    with pytest.raises(FileNotFoundError, match="adapter is not there: run notebook 03 first"):
+        Lab(mine, adapters=other).adapter("grpo")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "outside", "said"),
+    [
+        ({"grpo_step": 2}, {}, "sizes has no key 'grpo_step': it has "),
+        ({"grpo_steps": "many"}, {}, "sizes: grpo_steps must be a whole number, not 'many'."),
+        ({"grpo_steps": True}, {}, "sizes: grpo_steps must be a number, not True."),
+        ({"grpo_steps": 0}, {}, "sizes: grpo_steps must be greater than or equal to 1, not 0."),
+        ({}, {"serch": "serper"}, "outside has no key 'serch': it has search, "),
+        ({}, {"read_pages": "perhaps"}, "outside: read_pages must be true or false, not 'perhaps'."),
+        ({}, {"search": "altavista"}, "outside: search must be 'local', 'milvus', 'serper', "),
+        ({}, ["search"], "outside must be a dictionary of settings, not "),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_sentence_before_anything_runs(
+    tmp_path: Path, sizes: dict, outside: dict, said: str
+) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(said)) as refused:
+        Lab(tmp_path / "run", "smoke", 0, sizes, outside)
+    assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
+
+
+def test_every_field_of_a_preset_can_be_changed_also_by_text() -> None:
+    size, outside = settings("tiny", {"grpo_steps": "8", "sft_lr": "1e-4", "four_bit": "true"}, {"budget_calls": "20"})
+    assert (size.grpo_steps, size.sft_lr, size.four_bit, outside.budget_calls) == (8, 1e-4, True, 20)
+    size = settings("qwen3b", {"policy": "/data/mine", "prompts": {"locate": "where is {expression}?"}})[0]
+    assert size.revision is None and size.prompts.locate.startswith("where") and "reason" in size.prompts.first_turn

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,10 +24,10 @@ WORLD = load_world()
 def asked(n: int) -> list[tuple[Image.Image | None, list[dict]]]:
     """Conversations of different lengths, the last one without a picture."""
     found = []
-    for i, q in enumerate(make_questions(WORLD, "train", n, seed=41)):
+    for i, q in enumerate(make_questions("train", n, seed=41)):
         text = f"locate: {q.expression}" if i % 2 and q.expression else q.text
         content = [{"type": "image"}, {"type": "text", "text": text}]
-        found.append((q.scene(WORLD).picture, [{"role": "user", "content": content}]))
+        found.append((q.scene().picture, [{"role": "user", "content": content}]))
     return [*found, (None, [{"role": "user", "content": "What is the capital of Kenya?"}])]
 
 
@@ -163,3 +166,40 @@ def test_a_folder_laid_out_as_qwens_loads_without_a_video_processor(tmp_path: Pa
 def test_tokens_are_counted_without_special_ones() -> None:
     assert tiny().count_tokens("") == 0
     assert 1 <= tiny().count_tokens("Kenya") < tiny().count_tokens("Kenya, Peru and France")
+
+
+@pytest.mark.parametrize("token", ["[PAD]", "▁eot▁"])
+def test_a_tokenizer_is_refused_whose_special_tokens_a_page_could_spell(token: str, tmp_path: Path) -> None:
+    processor = load_processor("tiny")
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": [token]})
+    processor.save_pretrained(tmp_path)
+    processor.image_processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="which a page could spell"):
+        load_processor(str(tmp_path))
+
+
+def test_episodes_side_by_side_ask_it_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = overlaps = 0
+
+    def slow(*args: object, **kwargs: object) -> dict:
+        nonlocal inside, overlaps
+        inside += 1
+        overlaps += inside > 1
+        time.sleep(0.002)
+        inside -= 1
+        return {"input_ids": []}
+
+    policy = Policy(tiny().model, SimpleNamespace(tokenizer=slow), "tiny")
+    monkeypatch.setattr(Policy, "_generate_batch", slow)
+    slow.batch_decode = lambda ids, **kwargs: [""]
+
+    def ask() -> None:
+        policy.count_tokens("Kenya")
+        policy.ask([(None, [{"role": "user", "content": "Kenya"}])])
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert overlaps == 0

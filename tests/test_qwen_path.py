@@ -23,24 +23,25 @@ from safetensors.torch import load_file
 
 from mmsr import grpo
 from mmsr.ablation import oracle
-from mmsr.dataset import Example, to_messages
-from mmsr.env import first_messages
+from mmsr.data import Example, to_messages
+from mmsr.env import env_factory, first_messages
 from mmsr.grpo import grpo_config, train_grpo
-from mmsr.lab import env_factory, local_tools
+from mmsr.lab import open_tools
 from mmsr.policy import Policy, add_lora, load_policy
 from mmsr.presets import Preset, get_preset
 from mmsr.results import read_metrics
 from mmsr.rollout import as_coordinates
 from mmsr.runs.runner import run
 from mmsr.sft import sft_config, train_sft
-from mmsr.teacher import Teacher, as_task
+from mmsr.task import Task
+from mmsr.teacher import Teacher
 from mmsr.tools.ground import BaseGrounder
 from mmsr.world.questions import make_questions
 from mmsr.world.snapshot import load_world
 
 QWEN = get_preset("qwen3b")
 WORLD = load_world()
-QUESTIONS = [q for q in make_questions(WORLD, "train", 40, seed=61) if q.type in ("fact", "one_hop")][:4]
+QUESTIONS = [q for q in make_questions("train", 40, seed=61) if q.type in ("fact", "one_hop")][:4]
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
@@ -68,7 +69,7 @@ def policy(preset: Preset) -> Policy:
 
 
 def conversations(n: int) -> list[tuple[Image.Image, list[dict]]]:
-    tasks = [as_task(question, WORLD) for question in QUESTIONS[:n]]
+    tasks = [Task.of(question) for question in QUESTIONS[:n]]
     return [(task.picture, first_messages(task, QWEN.prompts)) for task in tasks]
 
 
@@ -188,10 +189,10 @@ def test_boxes_in_qwens_frame_come_back_to_the_picture(
 
 
 def test_a_crop_by_coordinates_is_in_qwens_frame(policy: Policy) -> None:
-    task = as_task(next(q for q in QUESTIONS if q.box), WORLD)
-    exact = oracle([next(q for q in QUESTIONS if q.box)], WORLD)
+    task = Task.of(next(q for q in QUESTIONS if q.box))
+    exact = oracle([next(q for q in QUESTIONS if q.box)])
     turn = as_coordinates(policy, exact)("<reason>a</reason>\n<img_search> the flag</img_search>", task)
-    env = env_factory(QWEN, local_tools(QWEN, policy, WORLD), [task])()
+    env = env_factory(open_tools(QWEN, policy), QWEN.prompts, [task])()
     env.reset(task.id)
     env.step(turn)
     assert env.trajectory.turns[0].content != ",".join(map(str, task.box))  # 384 pixels are seen as 392
@@ -265,9 +266,9 @@ def test_the_settings_are_the_papers(config) -> None:
 def test_vllm_rolls_out_on_the_training_gpu_within_the_presets_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch, "vllm", False)
     with pytest.raises(ImportError, match="rollouts by vLLM need an environment with it"):
-        grpo_config(QWEN, Path("x"), 0, 0.001, vllm=True)
+        grpo_config(replace(QWEN, vllm=True), Path("x"), 0, 0.001)
     installed(monkeypatch, "vllm", True)
-    config = grpo_config(QWEN, Path("x"), 0, 0.001, vllm=True)
+    config = grpo_config(replace(QWEN, vllm=True), Path("x"), 0, 0.001)
     assert (config.use_vllm, config.vllm_mode) == (True, "colocate")
     assert config.generation_kwargs == {"max_tokens": QWEN.new_tokens}  # vLLM's name for max_new_tokens
     assert config.vllm_max_model_length > config.max_completion_length == QWEN.completion_tokens
@@ -302,11 +303,10 @@ def watch(patch: pytest.MonkeyPatch, trainer: type) -> list[dict[str, torch.Tens
 def cold(preset: Preset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Path]:
     """A cold start of four steps, on the teacher's conversations in Qwen's prompts."""
     folder = tmp_path_factory.mktemp("sft")
-    policy, tasks = load(preset), [as_task(q, WORLD) for q in QUESTIONS]
-    env = env_factory(preset, local_tools(preset, policy, WORLD), tasks, oracle(QUESTIONS, WORLD))()
+    policy, tasks = load(preset), [Task.of(q) for q in QUESTIONS]
+    env = env_factory(replace(open_tools(preset, policy), grounder=oracle(QUESTIONS)), preset.prompts, tasks)()
     examples = [
-        Example(q, "search_required", to_messages(q, Teacher(WORLD).play(q, env), WORLD, preset.prompts))
-        for q in QUESTIONS
+        Example(q, "search_required", to_messages(q, Teacher().play(q, env), preset.prompts)) for q in QUESTIONS
     ]
     with pytest.MonkeyPatch.context() as patch:
         calls, seen = checkpointed(patch), watch(patch, trl.SFTTrainer)
@@ -336,8 +336,8 @@ def test_sft_with_gradient_checkpointing_teaches_every_lora_weight(cold: tuple[P
 
 
 def learn(preset: Preset, cold: Path, folder: Path) -> tuple[Policy, dict[str, torch.Tensor]]:
-    policy, tasks = load(preset, cold / "adapter"), [as_task(q, WORLD) for q in QUESTIONS]
-    new_env = env_factory(preset, local_tools(preset, policy, WORLD), tasks)
+    policy, tasks = load(preset, cold / "adapter"), [Task.of(q) for q in QUESTIONS]
+    new_env = env_factory(open_tools(preset, policy), preset.prompts, tasks)
     trained = train_grpo(policy, tasks, new_env, preset, folder, seed=5)
     return trained, load_file(folder / "adapter" / "adapter_model.safetensors")
 
@@ -389,8 +389,8 @@ def test_grpo_on_searching_rollouts_teaches_every_lora_weight(
 def test_equal_rewards_teach_nothing_and_break_nothing(
     preset: Preset, cold: tuple[Policy, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = grpo.score
-    monkeypatch.setattr(grpo, "score", lambda *given: 0 * real(*given))
+    real = grpo.scores
+    monkeypatch.setattr(grpo, "scores", lambda *given: [0 * score for score in real(*given)])
     _, after = learn(replace(preset, grpo_steps=1), cold[1], tmp_path)
     assert all(weight.isfinite().all() for weight in after.values())
     assert not any(moved(after, load_file(cold[1] / "adapter" / "adapter_model.safetensors")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,9 @@ from stub_tools import TASK, environment, turn
 
 from mmsr.env import SearchEnv, Trajectory, TurnRecord
 from mmsr.protocol import UNABLE, Answer, ImageSearch, TextSearch
-from mmsr.reward import RewardWeights, evidence, format_score, score
-from mmsr.teacher import as_task
+from mmsr.reward import RewardWeights, Verdict, evidence, format_score, score, scores
+from mmsr.task import Task
 from mmsr.world.questions import make_questions
-from mmsr.world.snapshot import load_world
 
 PAPER = RewardWeights()
 TEXT, CROP, GOLD = turn(TextSearch("b")), turn(ImageSearch("the flag")), turn(Answer("gold"))
@@ -43,13 +43,12 @@ def reward(*turns: str, weights: RewardWeights = PAPER) -> float:
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_every_gold_answer_and_alias_earns_everything(split: str) -> None:
-    world = load_world()
-    for question in make_questions(world, split, 60, seed=4):
+    for question in make_questions(split, 60, seed=4):
         for answer in question.golds:
             trajectory = played(turn(Answer(answer))).trajectory
-            assert score(trajectory, as_task(question, world), PAPER) == pytest.approx(1)
+            assert score(trajectory, Task.of(question), PAPER) == pytest.approx(1)
         trajectory = played(turn(Answer("something else"))).trajectory
-        assert score(trajectory, as_task(question, world), PAPER) == pytest.approx(0.1)
+        assert score(trajectory, Task.of(question), PAPER) == pytest.approx(0.1)
 
 
 def test_searching_costs_nothing_in_the_paper() -> None:
@@ -93,12 +92,24 @@ def test_the_bonus_is_for_gold_pages() -> None:
     assert score(played(TEXT, GOLD).trajectory, none_needed, bonus) == pytest.approx(1)
 
 
-def test_another_judge_decides() -> None:
-    asked = []
-    trajectory = played(turn(Answer("other"))).trajectory
-    assert score(trajectory, TASK, PAPER, lambda task, answer: asked.append((task.id, answer)) or True) == 1
-    assert asked == [("t", "other")]
-    score(played(TEXT).trajectory, TASK, PAPER, lambda task, answer: pytest.fail("there is no answer to judge"))
+class Agrees:
+    """A judge that finds every answer right, and notes what it is asked."""
+
+    settings, workers = {"model": "agrees"}, 1
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+
+    def verdicts(self, rows: Sequence[tuple[str, Sequence[str], str]]) -> list[Verdict]:
+        self.asked += [(question, answer) for question, _, answer in rows]
+        return [Verdict("correct", False) for _ in rows]
+
+
+def test_another_judge_decides_on_all_answers_at_once() -> None:
+    judge, right, none = Agrees(), played(turn(Answer("other"))).trajectory, played(TEXT).trajectory
+    assert scores([right, none, right], [TASK] * 3, PAPER, judge) == [1, pytest.approx(0.05), 1]
+    assert judge.asked == [(TASK.question, "other")] * 2  # without an answer there is nothing to judge
+    assert score(right, TASK, PAPER, Verdict(None, False)) == pytest.approx(0.1)
 
 
 def test_the_parts_are_kept() -> None:

@@ -10,32 +10,32 @@ from small_policy import tiny
 from stub_tools import Engine
 
 from mmsr.ablation import oracle
-from mmsr.env import Tools, Trajectory
-from mmsr.lab import env_factory, local_tools
+from mmsr.answers import exact_match
+from mmsr.env import Tools, Trajectory, env_factory
+from mmsr.lab import open_tools
 from mmsr.presets import get_preset
 from mmsr.protocol import UNABLE, parse_turn
-from mmsr.stats import exact_match
-from mmsr.teacher import Teacher, as_task, recall
+from mmsr.task import Task
+from mmsr.teacher import Teacher, recall
 from mmsr.world.questions import Question, make_questions
 from mmsr.world.relations import RELATIONS
-from mmsr.world.snapshot import load_world
 
-WORLD, PRESET = load_world(), get_preset("smoke")
-QUESTIONS = make_questions(WORLD, "train", 60, seed=21)
+PRESET = get_preset("smoke")
+QUESTIONS = make_questions("train", 60, seed=21)
 
 
 @functools.cache
 def tools() -> Tools:
     """The local tools, with boxes by the frozen base, asked in one batch."""
-    found = local_tools(PRESET, tiny(), WORLD)
-    found.grounder.prefetch([(q.scene(WORLD).picture, q.expression) for q in QUESTIONS if q.expression])
+    found = open_tools(PRESET, tiny())
+    found.grounder.locate_all([(q.scene().picture, q.expression) for q in QUESTIONS if q.expression])
     return found
 
 
 def play(questions: list[Question], by: Tools, grounder=None) -> list[Trajectory]:
     """The teacher's episodes."""
-    env = env_factory(PRESET, by, [as_task(q, WORLD) for q in questions], grounder)()
-    return [Teacher(WORLD).play(question, env) for question in questions]
+    env = env_factory(replace(by, grounder=grounder or by.grounder), PRESET.prompts, [Task.of(q) for q in questions])()
+    return [Teacher().play(question, env) for question in questions]
 
 
 def turns(trajectory: Trajectory) -> list[tuple[str, str]]:
@@ -92,9 +92,9 @@ def test_a_failed_hard_query_is_refined() -> None:
 def test_it_takes_the_picture_search_at_its_word() -> None:
     asked = [q for q in QUESTIONS if q.type == "one_hop"][:10]
     swapped = {  # every crop shows another flag of the same scene
-        q.id: replace(q, box=q.scene(WORLD).flags[(q.target + 1) % len(q.isos)].box) for q in asked
+        q.id: replace(q, box=q.scene().flags[(q.target + 1) % len(q.isos)].box) for q in asked
     }
-    trajectories = play(asked, tools(), oracle(list(swapped.values()), WORLD))
+    trajectories = play(asked, tools(), oracle(list(swapped.values())))
     assert sum(exact_match(t.answer, q.golds) for q, t in zip(asked, trajectories)) <= 3
 
 
@@ -113,7 +113,7 @@ def test_recall_is_one_valid_turn_with_the_given_answer() -> None:
 
 def test_a_task_carries_the_question_and_its_gold() -> None:
     question = next(q for q in QUESTIONS if q.type == "one_hop")
-    task = as_task(question, WORLD)
+    task = Task.of(question)
     assert (task.id, task.question, task.box, task.entity) == (
         question.id,
         question.text,
@@ -124,4 +124,4 @@ def test_a_task_carries_the_question_and_its_gold() -> None:
         question.gold_pages,
         question.box,
     )
-    assert task.picture.tobytes() == question.scene(WORLD).picture.tobytes()
+    assert task.picture.tobytes() == question.scene().picture.tobytes()

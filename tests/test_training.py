@@ -16,21 +16,21 @@ from stub_tools import Engine
 
 from mmsr import grpo
 from mmsr.ablation import oracle
-from mmsr.dataset import Example, to_messages
-from mmsr.env import Limits, SearchEnv
-from mmsr.grpo import Trainer, first_and_last, install_parser, pictures_of, read_turn, train_grpo
-from mmsr.lab import env_factory, local_tools
+from mmsr.data import Example, to_messages
+from mmsr.env import SearchEnv, env_factory
+from mmsr.grpo import first_and_last, train_grpo
+from mmsr.lab import open_tools
 from mmsr.live.limits import BudgetSpent
 from mmsr.policy import Policy, load_policy, load_processor
 from mmsr.presets import get_preset
 from mmsr.protocol import Answer, ImageSearch, TextSearch, Turn, render_turn
 from mmsr.sft import train_sft
-from mmsr.teacher import Teacher, as_task
+from mmsr.task import Task
+from mmsr.teacher import Teacher
 from mmsr.training import StepCSV
+from mmsr.with_trl import ThriftyTrainer, install_parser, pictures_of, read_turn
 from mmsr.world.questions import make_questions
-from mmsr.world.snapshot import load_world
 
-WORLD = load_world()
 PRESET = replace(
     get_preset("smoke"),
     sft_batch=4,
@@ -41,7 +41,7 @@ PRESET = replace(
     new_tokens=24,
     completion_tokens=400,
 )
-QUESTIONS = [q for q in make_questions(WORLD, "train", 40, seed=61) if q.type in ("fact", "one_hop")][:8]
+QUESTIONS = [q for q in make_questions("train", 40, seed=61) if q.type in ("fact", "one_hop")][:8]
 
 
 class Killed(Exception):
@@ -103,18 +103,16 @@ def interrupted(module: str, trainer: type, name: str, folder: Path, train: Call
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
     """Conversations of the teacher, with real searches in them."""
-    tasks = [as_task(q, WORLD) for q in QUESTIONS]
-    tools = local_tools(PRESET, load_policy("tiny"), WORLD)
-    env = env_factory(PRESET, tools, tasks, oracle(QUESTIONS, WORLD))()
-    teacher = Teacher(WORLD)
-    return [
-        Example(q, "search_required", to_messages(q, teacher.play(q, env), WORLD, PRESET.prompts)) for q in QUESTIONS
-    ]
+    tasks = [Task.of(q) for q in QUESTIONS]
+    tools = open_tools(PRESET, load_policy("tiny"))
+    env = env_factory(replace(tools, grounder=oracle(QUESTIONS)), PRESET.prompts, tasks)()
+    teacher = Teacher()
+    return [Example(q, "search_required", to_messages(q, teacher.play(q, env), PRESET.prompts)) for q in QUESTIONS]
 
 
 def sft(examples: list[Example], folder: Path) -> Policy:
     """Two steps over the eight examples."""
-    pictures = [e.question.scene(WORLD).picture for e in examples]
+    pictures = [e.question.scene().picture for e in examples]
     return train_sft(load_policy("tiny"), examples, pictures, PRESET, folder, seed=5)
 
 
@@ -131,20 +129,21 @@ def reinforced(cold: Trained, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
     A policy after two steps of SFT earns nothing, and equal rewards teach nothing: so longer turns earn a little.
     """
-    folder, tasks = tmp_path_factory.mktemp("grpo"), [as_task(q, WORLD) for q in QUESTIONS]
-    real = grpo.score
+    folder, tasks = tmp_path_factory.mktemp("grpo"), [Task.of(q) for q in QUESTIONS]
+    real = grpo.scores
 
-    def favouring_length(trajectory, *args):
-        return real(trajectory, *args) + 0.01 * sum(len(turn.text) for turn in trajectory.turns)
+    def favouring_length(trajectories, *args):
+        lengths = [sum(len(turn.text) for turn in trajectory.turns) for trajectory in trajectories]
+        return [score + 0.01 * length for score, length in zip(real(trajectories, *args), lengths)]
 
     def train() -> Policy:
         policy = load_policy("tiny", adapter=cold.folder / "adapter")
-        new_env = env_factory(PRESET, local_tools(PRESET, policy, WORLD), tasks)
+        new_env = env_factory(open_tools(PRESET, policy), PRESET.prompts, tasks)
         return train_grpo(policy, tasks, new_env, PRESET, folder, seed=5)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmsr.grpo.score", favouring_length)
-        yield interrupted("grpo", grpo.Trainer, "grpo.csv", folder, train)
+        patch.setattr("mmsr.grpo.scores", favouring_length)
+        yield interrupted("grpo", grpo.ThriftyTrainer, "grpo.csv", folder, train)
 
 
 # --- what moves -----------------------------------------------------------------------------------------------------
@@ -175,7 +174,7 @@ def test_lora_of_the_language_model_moves_and_nothing_else(stage: str, request: 
 
 def test_the_saved_adapter_is_the_trained_policy(reinforced: Trained) -> None:
     loaded = load_policy("tiny", adapter=reinforced.folder / "adapter")
-    asked = [(QUESTIONS[0].scene(WORLD).picture, [{"role": "user", "content": [{"type": "image"}]}])]
+    asked = [(QUESTIONS[0].scene().picture, [{"role": "user", "content": [{"type": "image"}]}])]
     assert loaded.generate(asked, 16) == reinforced.policy.generate(asked, 16)
 
 
@@ -260,11 +259,11 @@ def test_a_spent_budget_ends_grpo(cold: Trained, tmp_path: Path) -> None:
             return super().step(render_turn(Turn("a", TextSearch("b"))))
 
     policy = load_policy("tiny", adapter=cold.folder / "adapter")
-    tasks = [as_task(q, WORLD) for q in QUESTIONS]
-    spent = replace(local_tools(PRESET, policy, WORLD), text=Engine(error=BudgetSpent("The budget is spent.")))
+    tasks = [Task.of(q) for q in QUESTIONS]
+    spent = replace(open_tools(PRESET, policy), text=Engine(error=BudgetSpent("The budget is spent.")))
     by_id = {task.id: task for task in tasks}
     with pytest.raises(BudgetSpent, match="The budget is spent"):
-        train_grpo(policy, tasks, lambda: Searching(spent, PRESET.prompts, Limits(), by_id), PRESET, tmp_path, seed=5)
+        train_grpo(policy, tasks, lambda: Searching(spent, PRESET.prompts, by_id), PRESET, tmp_path, seed=5)
 
 
 def test_nothing_to_learn_from_is_said(tmp_path: Path) -> None:
@@ -280,19 +279,21 @@ def test_rollouts_computed_by_length_give_what_they_give_padded(
 ) -> None:
     """Log-probabilities, entropies and, through them, gradients are TRL's own, row for row."""
     policy = load_policy("tiny", adapter=cold.folder / "adapter")
-    tasks = [as_task(question, WORLD) for question in QUESTIONS[:4]]
-    ours, seen = Trainer._get_per_token_logps_and_entropies, []
+    tasks = [Task.of(question) for question in QUESTIONS[:4]]
+    ours, seen = ThriftyTrainer._get_per_token_logps_and_entropies, []
 
-    def both(self: Trainer, model: Any, ids: torch.Tensor, mask: torch.Tensor, kept: int, *args: Any, **inputs: Any):
+    def both(
+        self: ThriftyTrainer, model: Any, ids: torch.Tensor, mask: torch.Tensor, kept: int, *args: Any, **inputs: Any
+    ):
         found = ours(self, model, ids, mask, kept, *args, **inputs)
         with torch.no_grad():
             plain = trl.GRPOTrainer._get_per_token_logps_and_entropies(self, model, ids, mask, kept, *args, **inputs)
         seen.append((mask, kept, [x if x is None else x.detach() for x in found], plain))
         return found
 
-    monkeypatch.setattr(Trainer, "_get_per_token_logps_and_entropies", both)
-    monkeypatch.setattr("mmsr.grpo.ROWS", 3)  # several groups, the last of another size
-    new_env = env_factory(PRESET, local_tools(PRESET, policy, WORLD), tasks)
+    monkeypatch.setattr(ThriftyTrainer, "_get_per_token_logps_and_entropies", both)
+    monkeypatch.setattr("mmsr.with_trl.ROWS", 3)  # several groups, the last of another size
+    new_env = env_factory(open_tools(PRESET, policy), PRESET.prompts, tasks)
     train_grpo(policy, tasks, new_env, replace(PRESET, grpo_steps=1), tmp_path, seed=5)
     assert len({int(length) for length in seen[0][0].sum(1)}) > 1  # otherwise there is no padding to save
     for mask, kept, found, plain in seen:

@@ -14,22 +14,22 @@ found nothing. The sweeps shake or pad the gold box.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from mmsr.base.check import iou
 from mmsr.env import Tools, Trajectory
-from mmsr.evaluate import agent, judge_rows
-from mmsr.exam import world_exam
-from mmsr.live.outside import AnswerJudge
+from mmsr.evaluate import Exam, agent, judge_rows
 from mmsr.policy import Policy
 from mmsr.presets import Preset
+from mmsr.protocol import Box
+from mmsr.reward import Judge
 from mmsr.rollout import as_coordinates
 from mmsr.stats import Interval, cluster_mean, paired_difference
+from mmsr.task import Task
 from mmsr.tools.base import Grounder
-from mmsr.tools.ground import BaseGrounder, OracleGrounder, PerturbedGrounder, RandomGrounder, WholeGrounder
+from mmsr.tools.ground import BaseGrounder, OracleGrounder, PerturbedGrounder, RandomGrounder, WholeGrounder, iou
 from mmsr.tools.picture import picture_key
 from mmsr.world.questions import Question
-from mmsr.world.snapshot import World
 
 CROPS = ("base", "oracle", "whole", "random", "coordinates")
 PADDINGS = (-0.2, -0.1, 0.0, 0.1, 0.25, 0.5)
@@ -41,59 +41,55 @@ def needing_crop(questions: Sequence[Question], n: int) -> list[Question]:
     return [q for q in questions if q.type in ("one_hop", "two_hop", "hard")][:n]
 
 
-def oracle(questions: Sequence[Question], world: World) -> OracleGrounder:
+def oracle(questions: Sequence[Question]) -> OracleGrounder:
     """A grounder that knows every question's gold box."""
-    return OracleGrounder({picture_key(q.scene(world).picture): q.box for q in questions if q.box})
+    return OracleGrounder({picture_key(q.draw()): q.box for q in questions if q.box})
 
 
 def crop_rows(
-    policy: Policy,
-    questions: Sequence[Question],
-    world: World,
-    preset: Preset,
-    tools: Tools,
-    seed: int,
-    judge: AnswerJudge | None = None,
+    policy: Policy, questions: Sequence[Question], preset: Preset, tools: Tools, seed: int, judge: Judge | None = None
 ) -> list[dict]:
     """All five crops on the same questions, one row per crop and question."""
+    aimed = BaseGrounder(policy, preset.prompts.locate, trained=True)
     grounders: dict[str, Grounder] = {
         "base": tools.grounder,
-        "oracle": oracle(questions, world),
+        "oracle": oracle(questions),
         "whole": WholeGrounder(),
         "random": RandomGrounder(seed),
-        "coordinates": BaseGrounder(policy, preset.prompts.locate, trained=True),
+        "coordinates": aimed,
     }
     rows = []
     for crop in CROPS:
-        rewrite = as_coordinates(policy, grounders[crop]) if crop == "coordinates" else None
-        played = _play(policy, questions, world, preset, tools, grounders[crop], rewrite, judge)
+        rewrite = {"rewrite": as_coordinates(policy, aimed)} if crop == "coordinates" else {}
+        played = _play(policy, questions, preset, replace(tools, grounder=grounders[crop]), judge, **rewrite)
         rows += [{"crop": crop, **row} for row in played]
     return rows
 
 
 def sweep_rows(
-    policy: Policy,
-    questions: Sequence[Question],
-    world: World,
-    preset: Preset,
-    tools: Tools,
-    seed: int,
-    judge: AnswerJudge | None = None,
+    policy: Policy, questions: Sequence[Question], preset: Preset, tools: Tools, seed: int, judge: Judge | None = None
 ) -> list[dict]:
     """The gold box padded by PADDINGS and shaken by NOISES, one row per level and question."""
-    exact = oracle(questions, world)
+    exact = oracle(questions)
     levels = [("padding", level, PerturbedGrounder(exact, level, 0.0, seed)) for level in PADDINGS]
     levels += [("noise", level, PerturbedGrounder(exact, 0.0, level, seed)) for level in NOISES]
     rows = []
     for sweep, level, grounder in levels:
-        played = _play(policy, questions, world, preset, tools, grounder, None, judge)
+        played = _play(policy, questions, preset, replace(tools, grounder=grounder), judge)
         rows += [{"sweep": sweep, "level": level, **row} for row in played]
     return rows
 
 
-def _play(policy, questions, world, preset, tools, grounder, rewrite, judge) -> list[dict]:
-    exam = world_exam(questions, world)
-    trajectories = agent(policy, exam, preset, tools, grounder, rewrite)
+def _play(
+    policy: Policy,
+    questions: Sequence[Question],
+    preset: Preset,
+    tools: Tools,
+    judge: Judge | None,
+    rewrite: Callable[[str, Task], str] = lambda text, task: text,
+) -> list[dict]:
+    exam = Exam(tuple(questions))
+    trajectories = agent(policy, exam, preset, tools, rewrite)
     judged = judge_rows("", exam, trajectories, [False] * len(questions), judge)
     return [
         {
@@ -110,7 +106,7 @@ def _play(policy, questions, world, preset, tools, grounder, rewrite, judge) -> 
     ]
 
 
-def searched_box(trajectory: Trajectory) -> tuple[int, int, int, int] | None:
+def searched_box(trajectory: Trajectory) -> Box | None:
     """The box of an episode's picture search, if it had one."""
     return next((turn.box for turn in trajectory.turns if turn.action == "img_search" and turn.box), None)
 

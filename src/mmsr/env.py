@@ -1,6 +1,6 @@
 """SearchEnv: one episode of question, tools and answer, with the full trajectory kept (paper §3.1).
 
-    env = SearchEnv(tools, prompts, limits, tasks)
+    env = SearchEnv(tools, prompts, tasks)
     env.reset(task_id="test-0-3")
     observation = env.step("<reason>…</reason>\\n<img_search>the flag on the left</img_search>")
     env.trajectory            # turns, boxes, pages, scores, time
@@ -16,58 +16,58 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from PIL import Image
 
 from mmsr.protocol import (
     Answer,
+    Box,
     ImageSearch,
     Prompts,
     ProtocolError,
     TextSearch,
     Turn,
+    conversation,
     parse_turn,
     render_observation,
     sanitise,
 )
-from mmsr.tools.base import Box, FatalToolError, Grounder, Hit, Summariser, ToolError, keys_used
-from mmsr.tools.base import ImageSearch as ImageEngine
-from mmsr.tools.base import TextSearch as TextEngine
+from mmsr.task import Task
+from mmsr.tools.base import (
+    FatalToolError,
+    Grounder,
+    Hit,
+    ImageRetriever,
+    Summariser,
+    TextRetriever,
+    ToolError,
+    keys_used,
+)
 from mmsr.tools.ground import clamp
 
-
-@dataclass(frozen=True)
-class Task:
-    """A question about a picture, as an episode needs it. `gold_pages` and `box` serve metrics and ablations alone."""
-
-    id: str
-    question: str
-    picture: Image.Image
-    golds: tuple[str, ...]
-    gold_pages: tuple[str, ...] = ()
-    box: Box | None = None
-    entity: str = ""
+MAX_TURNS = 10  # searches of an episode; an example of the teacher has fewer turns
 
 
 @dataclass(frozen=True)
 class Tools:
     """What an episode can call. `to_picture` scales a box from the policy's frame to pixels of the picture."""
 
-    text: TextEngine
-    image: ImageEngine
+    text: TextRetriever
+    image: ImageRetriever
     grounder: Grounder
     text_summary: Summariser
     image_summary: Summariser
     to_picture: Callable[[Sequence[float], Image.Image], Box]
-    special_tokens: tuple[str, ...] = ()
     workers: int = 1  # episodes that may search side by side
+    settings: Mapping[str, Any] = field(default_factory=dict)  # which engines these are, for the card of a data set
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Budgets of an episode (paper §3.1) and how many results a search returns."""
+class Rules:
+    """What an episode may do (paper §3.1), and how many results a search returns."""
 
-    tool_calls: int = 10
+    tool_calls: int = MAX_TURNS
     image_searches: int = 1
     broken_turns: int = 3
     k: int = 5
@@ -117,10 +117,20 @@ class Trajectory:
 
 
 class SearchEnv:
-    """The episode. `tasks` maps identifiers to tasks; `reset` picks one, as TRL does with a row of its dataset."""
+    """The episode. `tasks` maps identifiers to tasks; `reset` picks one, as TRL does with a row of its dataset.
 
-    def __init__(self, tools: Tools, prompts: Prompts, limits: Limits, tasks: Mapping[str, Task]):
-        self._tools, self._prompts, self._limits, self._tasks = tools, prompts, limits, tasks
+    `on_turn` is told of each turn that was played, with its record and its number from 1.
+    """
+
+    def __init__(
+        self,
+        tools: Tools,
+        prompts: Prompts,
+        tasks: Mapping[str, Task],
+        rules: Rules = Rules(),
+        on_turn: Callable[[TurnRecord, int], None] = lambda record, number: None,
+    ):
+        self._tools, self._prompts, self._tasks, self._rules, self._on_turn = tools, prompts, tasks, rules, on_turn
         self._trajectory, self._fatal = Trajectory(""), None
 
     @property
@@ -148,19 +158,19 @@ class SearchEnv:
         Returns:
             The observation, or nothing where the episode has ended.
         """
-        if self.trajectory.end:
+        done = self.trajectory
+        if done.end:
             return "The episode is over."
         began = time.perf_counter()
         record = self._play(turn)
         record.seconds = round(time.perf_counter() - began, 4)
-        self.trajectory.turns.append(record)
+        done.turns.append(record)
         if record.action == "answer" and not record.error:
-            self.trajectory.end, self.trajectory.answer = "answer", record.content
-            return ""
-        if sum(bool(t.error) for t in self.trajectory.turns) >= self._limits.broken_turns:
-            self.trajectory.end = "broken"
-            return ""
-        return record.observation
+            done.end, done.answer = "answer", record.content
+        elif sum(bool(t.error) for t in done.turns) >= self._rules.broken_turns:
+            done.end = "broken"
+        self._on_turn(record, len(done.turns))
+        return "" if done.end else record.observation
 
     def _play(self, text: str) -> TurnRecord:
         try:
@@ -179,9 +189,9 @@ class SearchEnv:
 
     def _out_of_budget(self, kind: str) -> str:
         done = self.trajectory
-        if done.searches() >= self._limits.tool_calls:
-            return f"all {self._limits.tool_calls} searches are used up, so answer now"
-        if kind == "img_search" and done.searches(kind) >= self._limits.image_searches:
+        if done.searches() >= self._rules.tool_calls:
+            return f"all {self._rules.tool_calls} searches are used up, so answer now"
+        if kind == "img_search" and done.searches(kind) >= self._rules.image_searches:
             return "the picture was already searched"
         return ""
 
@@ -207,19 +217,18 @@ class SearchEnv:
 
     def _observe(self, record: TurnRecord, engine, query, summariser: Summariser, follow_up: str) -> TurnRecord:
         """Ask an engine and write down what the policy gets to read."""
-        question = self._task.question
         try:
-            summary = look_up(record, engine, query, summariser, question, self._limits.k)
+            summary = look_up(record, engine, query, summariser, self._task.question, self._rules.k)
         except FatalToolError as error:
             self._fatal = error  # a spent budget or a miss in replay ends the run; the policy cannot mend it
             raise
-        prompt = follow_up.format(question=sanitise(question, self._tools.special_tokens))
-        record.observation = render_observation(sanitise(summary, self._tools.special_tokens), prompt)
+        prompt = follow_up.format(question=sanitise(self._task.question))
+        record.observation = render_observation(summary, prompt)
         return record
 
 
 def look_up(record: TurnRecord, engine, query, summariser: Summariser, question: str, k: int) -> str:
-    """The summary of what an engine finds; hits and keys of outside calls go into `record`.
+    """The summary of what an engine finds, sanitised; hits and keys of outside calls go into `record`.
 
     A tool that fails is told of in the summary, not hidden. Raises FatalToolError.
     """
@@ -232,10 +241,15 @@ def look_up(record: TurnRecord, engine, query, summariser: Summariser, question:
         except ToolError as error:
             hits, summary = [], f"The search failed: {error}"
     record.hits = [{"id": h.id, "title": h.title, "score": h.score, "url": h.url} for h in hits]
-    return summary
+    return sanitise(summary)
 
 
-def first_messages(task: Task, prompts: Prompts, special_tokens: tuple[str, ...] = ()) -> list[dict]:
+def first_messages(task: Task, prompts: Prompts) -> list[dict[str, Any]]:
     """The conversation before the policy's first turn: the picture and the question, which is outside text too."""
-    text = prompts.first_turn.format(question=sanitise(task.question, special_tokens))
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
+    return conversation(prompts.first_turn, question=task.question)
+
+
+def env_factory(tools: Tools, prompts: Prompts, tasks: Sequence[Task]) -> Callable[[], SearchEnv]:
+    """Makes environments over these tasks, as TRL wants them."""
+    by_id = {task.id: task for task in tasks}
+    return lambda: SearchEnv(tools, prompts, by_id)

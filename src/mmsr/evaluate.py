@@ -8,42 +8,82 @@
 | sft, grpo | the trained policies, all tools |
 | teacher | the scripted teacher: the ceiling of what the tools allow |
 
+What an agent does with a kind of question, beyond right or wrong, is a habit: a decision that a cold start leaves half
+made.
+
+| habit | of questions | what counts |
+|---|---|---|
+| looks_up | fact | a text search, instead of an answer from memory |
+| goes_on | two_hop | a second, different text search, instead of an answer after the first |
+| rewords | hard | the first text search is in the page's own word, not in the question's |
+| tries_again | hard | a second, different text search (the paper's self-correction, §3.1) |
+
 A search is needless where the base is right without tools, or the picture alone answers. Intervals are 95 %, resampled
 by country, for questions on one country are not independent.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import itemgetter
-from pathlib import Path
+from typing import Any
 
-from mmsr.env import Task, Tools, Trajectory, TurnRecord, look_up
-from mmsr.exam import Exam
-from mmsr.habits import HABITS, seen_on
-from mmsr.lab import env_factory
-from mmsr.live.outside import AnswerJudge
+from mmsr.env import Rules, SearchEnv, Tools, Trajectory, TurnRecord, look_up
 from mmsr.policy import Policy
 from mmsr.presets import Preset
-from mmsr.protocol import render_observation, sanitise
-from mmsr.reward import Judge, RewardWeights, evidence, matches, score
-from mmsr.rollout import Sampling, play
+from mmsr.protocol import conversation, render_observation
+from mmsr.reward import Judge, RewardWeights, evidence, score, verdicts
+from mmsr.rollout import Sampling, answer_directly, play
 from mmsr.stats import Interval, cluster_mean, cluster_ratio, harmonic_interval, mcnemar, paired_difference
+from mmsr.task import Asked, Task
 from mmsr.teacher import Teacher
-from mmsr.tools.base import Grounder, in_parallel
-from mmsr.world.snapshot import World
+from mmsr.tools.base import in_parallel
+from mmsr.world.relations import RELATIONS
 
-K = 5
+HALVES = ("unseen_entity", "unseen_question")  # InfoSeek's, of a test set
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Questions in order: our world's, or a public benchmark's (`benchmarks.exam.open_benchmark`).
+
+    block: pictures in memory at once, all where 0. gold: whether it is known what a search should find. published: a
+    benchmark's own scores of a workflow's rows, by name; headline: the one of them that it is known by.
+    """
+
+    questions: tuple[Asked, ...]
+    block: int = 0
+    gold: bool = True
+    published: Callable[[Sequence[dict]], Mapping[str, Interval | float]] = lambda rows: {}
+    headline: str = ""
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @property
+    def halves(self) -> bool:
+        """Whether it has InfoSeek's two halves, unseen entities and unseen questions."""
+        return {*HALVES} <= {question.half for question in self.questions}
+
+    def play(self, workflow: Callable[[list[Task]], list[Trajectory]]) -> list[Trajectory]:
+        """The trajectories of a workflow on all questions, block by block."""
+        size, played = self.block or len(self), []
+        for start in range(0, len(self), max(1, size)):
+            played += workflow([Task.of(question) for question in self.questions[start : start + size]])
+        return played
+
+
+# --- workflows --------------------------------------------------------------------------------------------------------
 
 
 def direct(policy: Policy, exam: Exam, preset: Preset) -> list[Trajectory]:
     """The base's answer without any tool."""
 
     def answer(tasks: list[Task]) -> list[Trajectory]:
-        asked = [(task.picture, preset.prompts.direct.format(question=task.question)) for task in tasks]
-        return [_answered(task.id, [], said) for task, said in zip(tasks, policy.ask(asked, preset.eval_batch))]
+        said = answer_directly(policy, tasks, preset.prompts, preset.eval_batch)
+        return [_answered(task.id, [], text) for task, text in zip(tasks, said)]
 
     return exam.play(answer)
 
@@ -58,10 +98,12 @@ def rag(policy: Policy, exam: Exam, preset: Preset, tools: Tools) -> list[Trajec
 
     def answer(tasks: list[Task]) -> list[Trajectory]:
         searched = in_parallel(lambda task: _search_twice(task, tools), tasks, tools.workers)
-        pages = [sanitise(read, tools.special_tokens) for _, read in searched]
-        texts = [preset.prompts.rag.format(pages=p, question=task.question) for task, p in zip(tasks, pages)]
-        said = policy.ask([(task.picture, text) for task, text in zip(tasks, texts)], preset.eval_batch)
-        return [_answered(task.id, turns, answer) for task, (turns, _), answer in zip(tasks, searched, said)]
+        asked = [
+            (task.picture, conversation(preset.prompts.rag, pages=pages, question=task.question))
+            for task, (_, pages) in zip(tasks, searched)
+        ]
+        said = policy.ask(asked, preset.eval_batch)
+        return [_answered(task.id, turns, text) for task, (turns, _), text in zip(tasks, searched, said)]
 
     return exam.play(answer)
 
@@ -69,10 +111,10 @@ def rag(policy: Policy, exam: Exam, preset: Preset, tools: Tools) -> list[Trajec
 def _search_twice(task: Task, tools: Tools) -> tuple[list[TurnRecord], str]:
     """The two searches of the RAG workflow and the summary of the pages."""
     image = TurnRecord("", "img_search")
-    seen = look_up(image, tools.image, task.picture, tools.image_summary, task.question, K)
+    seen = look_up(image, tools.image, task.picture, tools.image_summary, task.question, Rules.k)
     title = image.hits[0]["title"].removeprefix("Flag of ") if image.hits else ""
     text = TurnRecord("", "text_search", f"{task.question} {title}".strip())
-    read = look_up(text, tools.text, text.content, tools.text_summary, task.question, K)
+    read = look_up(text, tools.text, text.content, tools.text_summary, task.question, Rules.k)
     image.observation, text.observation = render_observation(seen), render_observation(read)
     return [image, text], read
 
@@ -82,30 +124,24 @@ def agent(
     exam: Exam,
     preset: Preset,
     tools: Tools,
-    grounder: Grounder | None = None,
-    rewrite: Callable[[str, Task], str] | None = None,
+    rewrite: Callable[[str, Task], str] = lambda text, task: text,
 ) -> list[Trajectory]:
-    """A policy with the protocol and all tools, decoded greedily; another grounder where one is given."""
+    """A policy with the protocol and all tools, decoded greedily."""
     sampling = Sampling(preset.new_tokens, batch_size=preset.eval_batch)
-    extra = {"rewrite": rewrite} if rewrite else {}
-
-    def act(tasks: list[Task]) -> list[Trajectory]:
-        return play(policy, tasks, env_factory(preset, tools, tasks, grounder), preset.prompts, sampling, **extra)
-
-    return exam.play(act)
+    return exam.play(lambda tasks: play(policy, tasks, tools, preset.prompts, sampling, rewrite))
 
 
-def taught(
-    exam: Exam, world: World, preset: Preset, tools: Tools, grounder: Grounder | None = None
-) -> list[Trajectory]:
+def taught(exam: Exam, preset: Preset, tools: Tools) -> list[Trajectory]:
     """The scripted teacher on the world's questions."""
-    teacher = Teacher(world)
 
     def act(tasks: list[Task]) -> list[Trajectory]:
-        env = env_factory(preset, tools, tasks, grounder)()
-        return [teacher.play(question, env) for question in exam.questions]
+        env = SearchEnv(tools, preset.prompts, {task.id: task for task in tasks})
+        return [Teacher().play(question, env) for question in exam.questions]
 
     return exam.play(act)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def judge_rows(
@@ -113,7 +149,7 @@ def judge_rows(
     exam: Exam,
     trajectories: Sequence[Trajectory],
     search_free: Sequence[bool],
-    judge: AnswerJudge | None = None,
+    judge: Judge | None = None,
 ) -> list[dict]:
     """One row per question: what was answered, whether it was right, what it cost, what was found.
 
@@ -121,16 +157,16 @@ def judge_rows(
     exact match decides) and "exact" beside it; else it is exact match. Where there is nothing gold to be found, as in a
     public benchmark, "evidence", "useful_searches" and recall are None.
     """
-    tasks = exam.unpictured()
-    verdicts = judge.verdicts([(task, t.answer) for task, t in zip(tasks, trajectories)]) if judge else []
+    tasks = [Task.of(question, pictured=False) for question in exam.questions]
+    found = verdicts(judge, [(task, trajectory.answer) for task, trajectory in zip(tasks, trajectories)])
     rows = []
-    for n, (task, about, trajectory, free) in enumerate(zip(tasks, exam.about, trajectories, search_free)):
-        score(trajectory, task, RewardWeights(), judge or matches)
+    for question, task, trajectory, free, verdict in zip(exam.questions, tasks, trajectories, search_free, found):
+        score(trajectory, task, RewardWeights(), verdict)
         searches = trajectory.searches()
         rows.append(
             {
                 "workflow": workflow,
-                "question": about,
+                "question": question.as_dict(),
                 "answer": trajectory.answer,
                 "correct": bool(trajectory.reward["correct"]),
                 "search_free": bool(free),
@@ -140,15 +176,15 @@ def judge_rows(
                 "needless": bool(free and searches),
                 "turns": len(trajectory.turns) + (trajectory.end != "answer"),
                 "valid_turns": trajectory.valid_turns,
-                **_retrieval(trajectory, task, about, known=bool(exam.questions)),
-                **({"verdict": verdicts[n].label, "exact": verdicts[n].exact} if judge else {}),
+                **_retrieval(trajectory, task, known=exam.gold),
+                **({"verdict": verdict.label, "exact": verdict.exact} if judge else {}),
                 "trajectory": trajectory.as_dict(),
             }
         )
     return rows
 
 
-def _retrieval(trajectory: Trajectory, task: Task, about: dict, known: bool) -> dict:
+def _retrieval(trajectory: Trajectory, task: Task, known: bool) -> dict[str, Any]:
     """What the searches found of what is gold; nothing where that is not known."""
     if not known:
         return dict.fromkeys(("evidence", "useful_searches", "recall_at_1", "recall_at_5"))
@@ -156,29 +192,68 @@ def _retrieval(trajectory: Trajectory, task: Task, about: dict, known: bool) -> 
     ids = [hit["id"] for hit in found or []]
     return {
         "evidence": evidence(trajectory, task),
-        "useful_searches": useful(trajectory, about),
-        "recall_at_1": about["entity"] in ids[:1] if found is not None else None,
-        "recall_at_5": about["entity"] in ids[:5] if found is not None else None,
+        "useful_searches": useful(trajectory, task),
+        "recall_at_1": task.entity in ids[:1] if found is not None else None,
+        "recall_at_5": task.entity in ids[:5] if found is not None else None,
     }
 
 
-def useful(trajectory: Trajectory, about: dict) -> int:
+def useful(trajectory: Trajectory, task: Task) -> int:
     """How many searches returned something gold: a gold page, or the flag of the country that is asked about."""
-    gold = {*about["gold_pages"]}
     count = 0
     for turn in trajectory.turns:
         ids = {hit["id"] for hit in turn.hits}
-        count += bool(gold & ids) if turn.action == "text_search" else about["entity"] in ids
+        count += bool({*task.gold_pages} & ids) if turn.action == "text_search" else task.entity in ids
     return count
 
 
 def knows(exam: Exam, answers: Sequence[Trajectory], judge: Judge | None = None) -> list[bool]:
     """Which questions need no search: the base is right without one, or (in the world) the picture alone answers."""
-    right = judge or matches
-    return [
-        about["type"] == "visual" or right(task, trajectory.answer)
-        for task, about, trajectory in zip(exam.unpictured(), exam.about, answers)
-    ]
+    asked = [question for question in exam.questions if question.type != "visual"]
+    given = {trajectory.task_id: trajectory.answer for trajectory in answers}
+    found = verdicts(judge, [(Task.of(question, pictured=False), given[question.id]) for question in asked])
+    right = {question.id: verdict.correct for question, verdict in zip(asked, found)}
+    return [right.get(question.id, True) for question in exam.questions]
+
+
+# --- habits -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Habit:
+    """The type of question it is seen on, its name in a figure, and whether an evaluation's row shows it."""
+
+    type: str
+    words: str
+    shown: Callable[[Mapping], bool]
+
+
+def queries(row: Mapping) -> list[str]:
+    """The text searches of a row's episode that were carried out, each different query once, in order."""
+    turns = row["trajectory"]["turns"]
+    return list(dict.fromkeys(t["content"] for t in turns if t["action"] == "text_search" and not t["error"]))
+
+
+def _rewords(row: Mapping) -> bool:
+    return RELATIONS[row["question"]["relation"]].noun in "".join(queries(row)[:1])
+
+
+HABITS: dict[str, Habit] = {
+    "looks_up": Habit("fact", "Fact: looks it up", lambda row: bool(queries(row))),
+    "goes_on": Habit("two_hop", "Two hops: goes on", lambda row: len(queries(row)) > 1),
+    "rewords": Habit("hard", "Hard: rewords first", _rewords),
+    "tries_again": Habit("hard", "Hard: tries again", lambda row: len(queries(row)) > 1),
+}
+
+
+def seen_on(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:
+    """The rows that each habit is measured on; a habit of a type that was not asked is left out, as in benchmarks."""
+    world = [row for row in rows if row["question"].get("relation")]
+    found = {name: [r for r in world if r["question"]["type"] == habit.type] for name, habit in HABITS.items()}
+    return {name: chosen for name, chosen in found.items() if chosen}
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
 
 
 def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
@@ -187,7 +262,7 @@ def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
     With a judge, exact match and the share of its replies that could not be read stand beside its accuracy.
     """
     country = [row["question"]["entity"] for row in rows]
-    halves = {half: [r for r in rows if r["question"]["half"] == half] for half in ("unseen_entity", "unseen_question")}
+    halves = {half: [r for r in rows if r["question"]["half"] == half] for half in HALVES}
 
     def mean(key: str | Callable[[dict], bool], chosen: Sequence[dict] = rows) -> Interval:
         value = key if callable(key) else itemgetter(key)
@@ -226,9 +301,7 @@ def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
 
 def headlines(found: Mapping[str, Interval | float], exam: Exam) -> str:
     """A workflow's accuracy in a line, with exact match where a judge has judged and a benchmark's own score."""
-    names = ["accuracy", "exact_match"]
-    if exam.benchmark:
-        names.append(f"{exam.benchmark.name}/{exam.benchmark.headline}")
+    names = ("accuracy", "exact_match", exam.headline)
     return "   ".join(f"{name} {_shown(found[name])}" for name in names if name in found)
 
 
@@ -253,18 +326,3 @@ def compare(rows: dict[str, list[dict]], first: str, second: str, seed: int) -> 
         f"{name}/searches": difference("searches"),
         f"{name}/mcnemar_p": Interval(p, None, None, len(a)),
     }
-
-
-def save_rows(rows: Sequence[dict], path: Path) -> None:
-    """Rows as JSON lines, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    part.replace(path)
-
-
-def load_rows(path: Path) -> list[dict]:
-    """Rows of JSON lines. Raises FileNotFoundError, saying what to run, where there are none."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: run notebook 04 first")
-    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -12,23 +12,22 @@ so that a kill costs nothing that was added and a power cut a second's rows.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
-from mmsr.live.models import Usage, spent
-from mmsr.tools.base import FatalToolError, ToolError, in_parallel
+from filelock import Timeout
+
+from mmsr.files import locked
+from mmsr.tools.base import FatalToolError, ToolError, in_parallel, usage_spent
 
 SYNC = 1.0  # seconds between two synchronisations with the disk
-PATIENCE = 20  # failures in a row that speak of what is asked rather than of an item
+FAILURES = 20  # in a row: these speak of what is asked rather than of an item
 
 T = TypeVar("T")
 
@@ -41,52 +40,51 @@ class Stopped(FatalToolError):
     """Too many pieces of work failed one after the other: what is asked outside is in trouble."""
 
 
-class Journal:
-    """The rows of one file. Safe between threads. `failed` has the keys that were tried in vain, with the errors."""
+class Journal(ExitStack):
+    """The rows of one file, open until `close` or the end of a `with`. Safe between threads.
+
+    `failed` has the keys that were tried in vain, with the errors.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open, or make. Raises JournalError where another process has it open, or a line is no row."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__()
         self.path, self.failed = path, dict[str, str]()
         self._places: dict[str, int] = {}
         self._lock, self._synced = threading.Lock(), time.monotonic()
-        self._file, self._reader = path.open("ab", buffering=0), path.open("rb")
         try:
-            self._take()
-            self._end = self._read_in()
-            self._file.truncate(self._end)
+            self.enter_context(locked(path, timeout=0))
+        except Timeout:
+            raise JournalError(f"{path} is in use by another process: wait for it, or stop it.") from None
+        self._file = self.enter_context(path.open("a+b"))
+        self.callback(self._synchronise)
+        try:
+            self._read_in()
         except JournalError:
             self.close()
             raise
 
-    def _take(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JournalError(f"{self.path} is in use by another process: wait for it, or stop it.") from None
-
-    def _read_in(self) -> int:
-        """Note every row's place; returns where the last whole line ends."""
-        end = 0
-        for number, line in enumerate(self._reader, 1):
+    def _read_in(self) -> None:
+        """Note the place of every row and drop a torn last line."""
+        place = self._file.seek(0)
+        for number, line in enumerate(self._file, 1):
             if not line.endswith(b"\n"):
+                self._file.truncate(place)
                 break
             try:
-                row = json.loads(line)
-                self._note(row["key"], row, end)
+                self._note(json.loads(line), place)
             except (ValueError, KeyError, TypeError):
                 raise JournalError(
                     f"{self.path}, line {number} is no row of a journal: remove that line, and its work is done again."
                 ) from None
-            end += len(line)
-        return end
+            place += len(line)
 
-    def _note(self, key: str, row: dict[str, Any], place: int) -> None:
+    def _note(self, row: dict[str, Any], place: int) -> None:
         if "error" in row:
-            self.failed[key] = row["error"]
+            self.failed[row["key"]] = row["error"]
         else:
-            self._places[key] = place
-            self.failed.pop(key, None)
+            self._places[row["key"]] = place
+            self.failed.pop(row["key"], None)
 
     def add(self, key: str, row: dict[str, Any]) -> None:
         """Keep a row of JSON without "key" and "error"; a later row takes the place of an earlier one."""
@@ -99,14 +97,16 @@ class Journal:
     def _append(self, row: dict[str, Any]) -> None:
         line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         with self._lock:
-            if self._file.write(line) != len(line):
-                self._file.truncate(self._end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            self._note(row["key"], row, self._end)
-            self._end += len(line)
+            place = self._file.seek(0, os.SEEK_END)  # first writes the rest of a row for which the disk was too full
+            self._file.write(line)
+            self._file.flush()
+            self._note(row, place)
             if time.monotonic() - self._synced > SYNC:
-                os.fsync(self._file.fileno())
-                self._synced = time.monotonic()
+                self._synchronise()
+
+    def _synchronise(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -120,25 +120,10 @@ class Journal:
     def __getitem__(self, key: str) -> dict[str, Any]:
         """The row as it was added. Raises KeyError."""
         with self._lock:
-            self._reader.seek(self._places[key])
-            row = json.loads(self._reader.readline())
+            self._file.seek(self._places[key])
+            row = json.loads(self._file.readline())
         del row["key"]
         return row
-
-    def close(self) -> None:
-        """Synchronise and let go of the file."""
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._reader.close()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-
-# --- work that fills it -----------------------------------------------------------------------------------------------
 
 
 def fill(
@@ -151,29 +136,29 @@ def fill(
     """`work` on every item that the journal lacks, side by side; each row is kept as soon as it is there.
 
     What an item spends on models goes into its row as "usage". An item whose outside call failed stays missing and is
-    tried again at the next start. `after` is called after each row. Raises Stopped where PATIENCE items fail in a row
+    tried again at the next start. `after` is called after each row. Raises Stopped where FAILURES items fail in a row
     that never failed before, and FatalToolError at once.
     """
     known, lock, failures = set(journal.failed), threading.Lock(), []
 
     def one(key: str) -> None:
         with lock:
-            if len(failures) >= PATIENCE:
+            if len(failures) >= FAILURES:
                 raise Stopped(
                     f"{len(failures)} pieces of work failed one after the other, the last with: {failures[-1]} "
                     f"Mend that and start again; {len(journal)} are kept in {journal.path}."
                 )
-        with spent() as usage:
-            try:
+        try:
+            with usage_spent() as spent:
                 row = work(items[key])
-            except FatalToolError:
-                raise
-            except ToolError as error:
-                journal.fail(key, str(error))
-                with lock:
-                    failures.extend([] if key in known else [str(error)])
-                return
-        journal.add(key, row | ({"usage": {r: asdict(u) for r, u in usage.items()}} if usage else {}))
+        except FatalToolError:
+            raise
+        except ToolError as error:
+            journal.fail(key, str(error))
+            with lock:
+                failures.extend([] if key in known else [str(error)])
+            return
+        journal.add(key, row | ({"usage": _summed(spent)} if spent else {}))
         with lock:
             failures.clear()
             after()
@@ -183,10 +168,16 @@ def fill(
 
 def total_usage(journals: Sequence[Journal], keys: Sequence[str]) -> dict[str, dict[str, float]]:
     """What the kept rows have taken, by role: calls, tokens and dollars. Summed in the order of `keys`."""
-    totals: dict[str, Usage] = {}
-    for journal in journals:
-        for key in keys:
-            for role, used in (journal[key].get("usage", {}) if key in journal else {}).items():
-                total = totals.get(role, Usage())
-                totals[role] = Usage(*(a + b for a, b in zip(asdict(total).values(), used.values())))
-    return {role: asdict(replace(total, cost=round(total.cost, 6))) for role, total in sorted(totals.items())}
+    kept = (journal[key].get("usage", {}) for journal in journals for key in keys if key in journal)
+    totals = _summed(pair for usage in kept for pair in usage.items())
+    return {role: {**total, "cost": round(total["cost"], 6)} for role, total in sorted(totals.items())}
+
+
+def _summed(used: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Numbers added up by role and name."""
+    totals: dict[str, dict[str, float]] = {}
+    for role, numbers in used:
+        total = totals.setdefault(role, dict.fromkeys(numbers, 0))
+        for name, number in numbers.items():
+            total[name] += number
+    return totals

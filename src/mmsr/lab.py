@@ -1,94 +1,238 @@
-"""Put an experiment together from a preset: policy, tools, environment (what every notebook starts with)."""
+"""What every notebook opens with: an experiment's sizes, folder, policy, tools, judge and record.
+
+    lab = Lab("../papermill_runs/lab", "tiny", seed=0, sizes={"grpo_steps": 128}, outside={"search": "serper"})
+    policy = lab.policy("sft")                  # the base with the adapter of a stage; lab.policy() is the base
+    tools = lab.tools(policy)                   # the offline world's, or what `outside` names
+    lab.record({"sft/val/accuracy": …})         # into the run's metrics.json
+
+`sizes` changes fields of the preset (`presets.Preset`), `outside` says where tools and large models are
+(`live.outside.Outside`; nothing for the offline world); both are checked before anything runs. `mmsr sft` and `mmsr
+train with the same `lab.sft()` and `lab.grpo()` as the notebooks, on as many processes as accelerate launches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import gc
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from mmsr.env import Limits, SearchEnv, Task, Tools
-from mmsr.live.milvus import world_image_search, world_text_search
-from mmsr.live.outside import LOCAL, MILVUS, Connection, Sources, connect
-from mmsr.live.web_text import WorldHits
-from mmsr.policy import Policy
-from mmsr.presets import Preset
-from mmsr.tools.base import Grounder, ImageSearch, TextSearch
+from accelerate.utils import gather_object
+
+from mmsr.data import Built, build, load_examples
+from mmsr.env import Tools, env_factory
+from mmsr.evaluate import Exam, agent, judge_rows
+from mmsr.grpo import train_grpo
+from mmsr.policy import Policy, load_policy
+from mmsr.presets import Preset, get_preset, read_settings
+from mmsr.results import record_metrics
+from mmsr.reward import Judge, RewardWeights
+from mmsr.sft import train_sft
+from mmsr.stats import Interval
+from mmsr.task import Asked, Task
+from mmsr.teacher import Player, scripted
+from mmsr.tools.base import Grounder, ImageRetriever, TextRetriever
 from mmsr.tools.ground import BaseGrounder
 from mmsr.tools.image import LocalImageSearch
 from mmsr.tools.summary import ExtractiveSummariser, Shortened
 from mmsr.tools.text import LocalTextSearch
-from mmsr.world.snapshot import World
+from mmsr.training import processes
+from mmsr.world.questions import make_questions
+from mmsr.world.snapshot import load_world
+
+if TYPE_CHECKING:
+    from mmsr.live.outside import Connection, Outside
 
 WORKERS = 8  # searches side by side where they wait for the network; the engines' own pace still holds
+NOTEBOOKS = {"sft": "02", "grpo": "03"}  # that train an adapter
+SOURCES = (
+    "search",
+    "picture_search",
+    "read_pages",
+    "grounder",
+    "summary",
+)  # what episodes follow from, beside the teacher
 
 
-def local_tools(preset: Preset, policy: Policy, world: World) -> Tools:
-    """The offline engines, the frozen base as grounder, extractive summaries in the preset's budget."""
-    return open_tools(preset, policy, world, connect(Sources()))
+def settings(
+    preset: str, sizes: Mapping[str, Any] | None = None, outside: Mapping[str, Any] | None = None
+) -> tuple[Preset, Outside]:
+    """The checked sizes and sources of an experiment. Raises ValueError, in one sentence, for what cannot be."""
+    from mmsr.live.outside import Outside
+
+    return get_preset(preset, sizes), read_settings(Outside, outside or {}, "outside")
 
 
-def open_tools(preset: Preset, policy: Policy, world: World, connection: Connection) -> Tools:
-    """The tools that the parameters of a notebook name (`sources.Sources`), local where they name none."""
-    if connection.summaries:
-        shortened = [Shortened(s, policy.count_tokens, preset.observation_tokens) for s in connection.summaries]
-        text_summary, image_summary = shortened
+class Lab:
+    """An experiment in a run's folder. `adapters` is another run's folder, for adapters that this one has not trained.
+
+    Raises ValueError for settings that cannot be, and FatalToolError for a missing key or an unusable record.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        preset: str = "tiny",
+        seed: int = 0,
+        sizes: Mapping[str, Any] | None = None,
+        outside: Mapping[str, Any] | None = None,
+        adapters: str | Path = "",
+    ):
+        from mmsr.live.outside import connect
+
+        self.folder, self.seed, self.adapters = Path(run_dir), seed, str(adapters)
+        self.size, self.outside = settings(preset, sizes, outside)
+        self.connection: Connection = connect(self.outside, self.folder)
+
+    @property
+    def judge(self) -> Judge | None:
+        """The large model that judges answers; None where exact match does."""
+        return self.connection.judge
+
+    def policy(self, stage: str = "") -> Policy:
+        """The base, or with the adapter of "sft" or "grpo". Raises FileNotFoundError where that was not trained."""
+        size, adapter = self.size, self.adapter(stage) if stage else None
+        return load_policy(size.policy, adapter, size.revision, size.max_pixels, size.four_bit)
+
+    def adapter(self, stage: str) -> Path:
+        """Where a stage's adapter lies: in this run, else in `adapters`. Raises FileNotFoundError, saying what to do."""
+        places = [Path(place) / stage / "adapter" for place in (self.folder, self.adapters) if str(place)]
+        for place in places:
+            if place.is_dir():
+                return place
+        raise FileNotFoundError(
+            f"{places[-1]} is not there: run notebook {NOTEBOOKS[stage]} first, or give adapters=RUN."
+        )
+
+    def tools(self, policy: Policy) -> Tools:
+        """The tools that `outside` names, the offline ones where it names none; an index is made by one process."""
+        with processes().main_process_first():
+            return open_tools(self.size, policy, self.connection)
+
+    def record(self, values: Mapping[str, Interval | float]) -> None:
+        """Merge measured values into the run's metrics.json."""
+        record_metrics(self.folder, values)
+
+    def account(self, notebook: str) -> str:
+        """Write down what this notebook asked for outside, and say it in a few lines."""
+        from mmsr.live.outside import record_usage
+
+        return record_usage(self.connection, self.folder, notebook)
+
+    # --- notebook 1
+
+    def teacher(self, tools: Tools) -> Player:
+        """Who plays the training examples: the script, or the large model that `outside` names."""
+        if not self.outside.teacher:
+            return scripted(tools)
+        from mmsr.live.roles import FieldLabeller
+        from mmsr.live.teacher import LLMTeacher
+
+        player = LLMTeacher(self.connection.chat(self.outside.teacher, "teacher"), self.seed).player(
+            self.outside.teacher_workers
+        )
+        return replace(player, field_of=FieldLabeller(self.connection.chat(self.outside.teacher, "fields")))
+
+    def questions(self, benchmark: str = "", data_dir: str | Path = "") -> Sequence[Asked]:
+        """Questions to build data from: our world's train split, or a benchmark's, from its files."""
+        if not benchmark:
+            return make_questions("train", self.size.data_questions, self.seed)
+        from mmsr.benchmarks.exam import training_questions
+
+        return training_questions(benchmark, data_dir, self.size.data_questions, self.seed)
+
+    def build(self, questions: Sequence[Asked], player: Player, tools: Tools, policy: Policy) -> Built:
+        """The funnel, in the run's folder `funnel`."""
+        return build(questions, player, tools, policy, self.size, self.seed, self.folder / "funnel", self.judge)
+
+    # --- notebooks 2 and 3
+
+    def sft(self) -> Policy:
+        """The cold start on the data of notebook 1, and what was saved of it, loaded again."""
+        examples, pictures = load_examples(self.folder / "data")
+        policy = self.policy()
+        self.tools(policy)  # what cannot be had is told now, not after the training
+        train_sft(policy, examples, pictures, self.size, self.folder / "sft", self.seed)
+        del policy  # its weights may be scattered over the processes now
+        gc.collect()
+        return self.policy("sft")
+
+    @functools.cached_property
+    def grpo_tasks(self) -> list[Task]:
+        """The questions of GRPO, none of them seen in the cold start."""
+        n = self.size.grpo_questions * self.size.grpo_steps
+        return [Task.of(question) for question in make_questions("train", n, self.seed + 1000)]
+
+    def grpo(self, policy: Policy, weights: RewardWeights, kl: float) -> Policy:
+        """GRPO on a policy that carries the cold start's adapter."""
+        new_env = env_factory(self.tools(policy), self.size.prompts, self.grpo_tasks)
+        folder = self.folder / "grpo"
+        return train_grpo(policy, self.grpo_tasks, new_env, self.size, folder, self.seed, weights, kl, self.judge)
+
+    def validate(self, name: str, policy: Policy) -> list[dict]:
+        """The rows of a policy on a few questions about validation countries, divided among the processes."""
+        questions = make_questions("val", max(10, self.size.eval_questions // 6), self.seed)
+        tools = self.tools(policy)
+        with processes().split_between_processes(questions) as mine:
+            exam = Exam(tuple(mine))
+            played = agent(policy, exam, self.size, tools)
+            rows = judge_rows(name, exam, played, [question.type == "visual" for question in mine], self.judge)
+        return gather_object(rows)
+
+    # --- notebook 4
+
+    def exam(self, benchmark: str = "", data_dir: str | Path = "", sample: int = 0) -> Exam:
+        """The world's test questions, or a benchmark's; `sample` draws another number of them than the preset's."""
+        if not benchmark:
+            return Exam(tuple(make_questions("test", sample or self.size.eval_questions, self.seed)))
+        from mmsr.benchmarks.exam import open_benchmark
+
+        return open_benchmark(benchmark, data_dir, sample, self.seed, self.size.eval_batch)
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+def open_tools(size: Preset, policy: Policy, connection: Connection | None = None) -> Tools:
+    """The tools that a connection's `outside` names; without one the local engines, the frozen base as grounder, and
+    extractive summaries in the preset's budget."""
+    summaries = connection and connection.summaries
+    if summaries:
+        shown = [Shortened(summary, policy.count_tokens, size.observation_tokens) for summary in summaries]
     else:
-        text_summary = image_summary = ExtractiveSummariser(policy.count_tokens, preset.observation_tokens)
+        shown = [ExtractiveSummariser(policy.count_tokens, size.observation_tokens)] * 2
+    outside = connection and connection.outside
     return Tools(
-        text=_text(world, connection),
-        image=_image(world, connection),
-        grounder=_grounder(preset, policy, connection.sources.grounder),
-        text_summary=text_summary,
-        image_summary=image_summary,
+        text=_text(connection),
+        image=_image(connection),
+        grounder=_grounder(size, policy, outside.grounder if outside else "base"),
+        text_summary=shown[0],
+        image_summary=shown[1],
         to_picture=policy.to_picture,
-        special_tokens=tuple(policy.tokenizer.all_special_tokens),
-        workers=WORKERS if connection.sources.asks_outside else 1,
+        workers=WORKERS if outside and outside.asks_outside else 1,
+        settings={name: getattr(outside, name) for name in SOURCES} if outside else {},
     )
 
 
-def _text(world: World, connection: Connection) -> TextSearch:
-    if connection.sources.search == LOCAL:
+def _text(connection: Connection | None) -> TextRetriever:
+    world = load_world()
+    if connection is None or connection.outside.search == "local":
         return LocalTextSearch(world)
-    if connection.sources.search == MILVUS:
-        return world_text_search(world, connection.sources.search_url)
-    engine = connection.text_search()
-    return WorldHits(engine, world.pages) if connection.sources.search_url else engine
+    return connection.text_search(world)
 
 
-def _image(world: World, connection: Connection) -> ImageSearch:
-    if connection.sources.picture_search == LOCAL:
+def _image(connection: Connection | None) -> ImageRetriever:
+    world = load_world()
+    if connection is None or connection.outside.picture_search == "local":
         return LocalImageSearch(world)
-    if connection.sources.picture_search == MILVUS:
-        return world_image_search(world, connection.sources.picture_url)
-    engine = connection.picture_search()
-    return WorldHits(engine, {flag.iso for flag in world.flags}) if connection.sources.picture_url else engine
+    return connection.picture_search(world)
 
 
-def _grounder(preset: Preset, policy: Policy, name: str) -> Grounder:
+def _grounder(size: Preset, policy: Policy, name: str) -> Grounder:
     if name == "dino":
         from mmsr.live.dino import DinoGrounder  # loads a detector of its own
 
         return DinoGrounder()
-    return BaseGrounder(policy, preset.prompts.locate)
-
-
-def adapter_of(folder: Path, adapters: str, stage: str) -> Path:
-    """Where the adapter of a stage ("sft", "grpo") lies: in this run's folder, else in that of the run `adapters`.
-
-    Raises FileNotFoundError, saying what to do, where neither has one.
-    """
-    places = [place / stage / "adapter" for place in (folder, *([Path(adapters)] if adapters else []))]
-    for place in places:
-        if place.is_dir():
-            return place
-    notebook = {"sft": "02", "grpo": "03"}[stage]
-    raise FileNotFoundError(f"{places[-1]} is not there: run notebook {notebook} first, or give adapters=RUN.")
-
-
-def env_factory(
-    preset: Preset, tools: Tools, tasks: Sequence[Task], grounder: Grounder | None = None
-) -> Callable[[], SearchEnv]:
-    """Makes environments over these tasks, with another grounder where one is given."""
-    chosen = replace(tools, grounder=grounder) if grounder else tools
-    by_id = {task.id: task for task in tasks}
-    return lambda: SearchEnv(chosen, preset.prompts, Limits(), by_id)
+    return BaseGrounder(policy, size.prompts.locate)

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from mmsr.protocol import CHAT_TEMPLATE, Box
+from mmsr.protocol import Box
 
 # transformers 5.23 warns of a name that it, PEFT and TRL still use themselves
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
 
 TINY_DIR = Path(__file__).parent / "assets" / "tiny"
+CHAT_TEMPLATE = (TINY_DIR.parent / "chat_template.jinja").read_text(encoding="utf-8")
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
@@ -109,11 +111,15 @@ def merged(model: Any) -> Iterator[None]:
 
 @dataclass
 class Policy:
-    """A model with its processor. `model` may be wrapped by LoRA; `name` is what it was loaded from."""
+    """A model with its processor. `model` may be wrapped by LoRA; `name` is what it was loaded from.
+
+    Episodes side by side may ask it, as grounder or for the length of a text: it takes them in turns.
+    """
 
     model: Any
     processor: PictureProcessor
     name: str
+    _alone: Any = field(default_factory=threading.RLock, repr=False)  # neither model nor tokenizer is thread-safe
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +131,8 @@ class Policy:
 
     def count_tokens(self, text: str) -> int:
         """Length of a text in this policy's tokens."""
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        with self._alone:
+            return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def frame(self, picture: Image.Image) -> tuple[int, int]:
         """Width and height at which this policy sees a picture; its boxes are in this frame."""
@@ -153,20 +160,22 @@ class Policy:
 
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
-        """The base model as it was before LoRA, in this block."""
-        with self.model.disable_adapter() if isinstance(self.model, PeftModel) else contextlib.nullcontext():
+        """The base model as it was before LoRA, in this block, which has the policy to itself."""
+        with (
+            self._alone,
+            self.model.disable_adapter() if isinstance(self.model, PeftModel) else contextlib.nullcontext(),
+        ):
             yield
 
     def ask(
-        self, asked: Sequence[tuple[Image.Image, str]], batch_size: int = 64, max_new_tokens: int = 32
+        self,
+        asked: Sequence[tuple[Image.Image, list[dict[str, Any]]]],
+        batch_size: int = 64,
+        max_new_tokens: int = 32,
     ) -> list[str]:
-        """What the frozen base answers to each text beside its picture, without tools."""
-        conversations = [
-            (picture, [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}])
-            for picture, text in asked
-        ]
+        """What the frozen base answers in each conversation (of `protocol.conversation`), without tools."""
         with self.base():
-            return [answer.strip() for answer in self.generate(conversations, max_new_tokens, batch_size=batch_size)]
+            return [answer.strip() for answer in self.generate(asked, max_new_tokens, batch_size=batch_size)]
 
     def generate(
         self,
@@ -185,8 +194,9 @@ class Policy:
         texts: dict[int, str] = {}
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            ids = self._generate_batch([conversations[i] for i in indices], max_new_tokens, temperature)
-            texts |= dict(zip(indices, self.tokenizer.batch_decode(ids, skip_special_tokens=True)))
+            with self._alone:
+                ids = self._generate_batch([conversations[i] for i in indices], max_new_tokens, temperature)
+                texts |= dict(zip(indices, self.tokenizer.batch_decode(ids, skip_special_tokens=True)))
         return [texts[i] for i in range(len(conversations))]
 
     @torch.no_grad()
@@ -217,13 +227,18 @@ class Policy:
 
 
 def load_processor(name: str, revision: str | None = None, max_pixels: int | None = None) -> PictureProcessor:
-    """The processor of "tiny", a local folder or a hub name, with the protocol's chat template."""
+    """The processor of "tiny", a local folder or a hub name, with the protocol's chat template.
+
+    Raises ValueError for a tokenizer whose special tokens `protocol.sanitise` would not keep out of a conversation.
+    """
     if name == "tiny":
         tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_DIR)
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(TINY_DIR)
     else:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         image_processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision)
+    if plain := [token for token in tokenizer.all_special_tokens if "<" not in token and ">" not in token]:
+        raise ValueError(f"{name} has the special token {plain[0]!r}, which a page could spell: use another model.")
     if max_pixels:
         image_processor.size["longest_edge"] = max_pixels
     tokenizer.chat_template = CHAT_TEMPLATE

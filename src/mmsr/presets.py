@@ -1,192 +1,154 @@
-"""Sizes of a run. A preset changes numbers, names and prompts, never a branch: the notebooks are the same for all.
+"""Sizes of a run, and prompts. A preset changes numbers, names and prompts, never a branch of the notebooks.
 
-    preset = get_preset("tiny")
-    preset = get_preset("qwen3b", model="/data/my-qwen")    # another Qwen2.5-VL, by name or folder, in its settings
+    size = get_preset("tiny")
+    size = get_preset("qwen3b", {"policy": "/data/my-qwen", "grpo_steps": 128})     # any field may be changed
+    read_prompt("after_text_search", advice="…")                                    # assets/prompts/, parts filled in
 
-| preset | policy | where |
-|---|---|---|
-| smoke | tiny, a few steps of everything | tests, under four minutes |
-| tiny | tiny, the whole experiment | a laptop, minutes |
-| qwen3b, qwen7b | Qwen2.5-VL-3B/7B-Instruct | one GPU |
-| qwen_smoke | qwen3b with the counts of smoke | minutes on that GPU, before its hours |
-
-Where the paper gives a number (§4.1, App. D), the Qwen presets keep it; where it contradicts itself the choice is said
-here. GRPO's batch: §4.1 says 512, App. D 256 with mini-batches of 64; on one GPU 64 rollouts a step are kept, and the
-number of steps stands in for its 20 or 30 epochs.
+The presets stand in `assets/presets.toml`: smoke and tiny on the shipped policy, qwen3b, qwen7b and qwen_smoke on
+Qwen2.5-VL. The prompts of the large policies and of large models are text in `assets/prompts/`, in our own words (paper
+§3.1 and §3.3: what each has to say, not how).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import functools
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, field, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from mmsr.live.prompts import AFTER_IMAGE_SEARCH, AFTER_TEXT_SEARCH, FIRST_TURN
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
 from mmsr.protocol import Prompts
 
-TINY_PROMPTS = Prompts(
-    first_turn="{question}\nReason, then search or answer.",
-    after_image="{question}",
-    after_text="{question}",
-    locate="locate: {expression}",
-    direct="{question}",
-    rag="{pages}\n{question}",
-)
-QWEN_PROMPTS = Prompts(
-    first_turn=FIRST_TURN,
-    after_image=AFTER_IMAGE_SEARCH,
-    after_text=AFTER_TEXT_SEARCH,
-    locate='Locate {expression} and give its box as JSON: [{{"bbox_2d": [x1, y1, x2, y2], "label": "…"}}]',
-    direct="{question}\nAnswer in as few words as it takes.",
-    rag="Search results:\n{pages}\n\nQuestion: {question}\nAnswer in as few words as it takes.",
-)
+ASSETS = Path(__file__).parent / "assets"
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+ALIKE = {"alike": True}  # a run has one value of it, whichever notebooks it runs when
+PATH = {"path": True}  # a folder, where there is one of that name, given from where a command runs
+# What pydantic calls a type at the start of an error's name, in words.
+TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
+
+Settings = TypeVar("Settings")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preset:
     """Everything that a size of run sets. Token counts are in the policy's own tokens; rates are per optimiser step."""
 
     name: str
-    policy: str
-    revision: str | None
-    max_pixels: int | None
+    policy: str = field(metadata=ALIKE | PATH)  # "tiny", a name on the hub, or a folder
+    revision: str | None = field(default=None, metadata=ALIKE)
+    four_bit: bool = field(default=False, metadata=ALIKE)  # the language model's frozen weights in 4 bits
+    max_pixels: Count | None = None
     prompts: Prompts
-    new_tokens: int  # per turn
-    observation_tokens: int
-    lora_r: int
-    lora_alpha: int
-    data_questions: int  # played by the teacher
-    data_examples: int  # kept after balancing
-    sft_epochs: int
-    sft_batch: int
-    sft_lr: float
-    sft_aliases: float  # share of the rows with searches whose countries go by invented names
-    grpo_steps: int
-    grpo_questions: int  # per step; times `generations` gives the rollouts
-    generations: int
-    grpo_lr: float
-    grpo_warmup: int
-    temperature: float
-    micro_batch: int  # rollouts per backward pass
-    completion_tokens: int
-    eval_questions: int
-    eval_batch: int
-    ablation_questions: int
-    checkpoint_steps: int
+    new_tokens: Count  # per turn
+    observation_tokens: Count
+    lora_r: Count
+    lora_alpha: Count
+    data_questions: Count  # played by the teacher
+    data_examples: Count  # kept after balancing
+    sft_epochs: Count
+    sft_batch: Count
+    sft_lr: Positive
+    sft_aliases: Annotated[float, Field(ge=0, le=1)]  # share of the rows with searches whose countries are renamed
+    grpo_steps: Count
+    grpo_questions: Count  # per step; times `generations` gives the rollouts
+    generations: Annotated[int, Field(ge=2)]
+    grpo_lr: Positive
+    grpo_warmup: Annotated[int, Field(ge=0)]
+    temperature: Positive
+    micro_batch: Count  # rollouts per backward pass
+    completion_tokens: Count
+    vllm: bool = False  # rollouts of GRPO by vLLM, in an environment of its own
+    eval_questions: Count
+    eval_batch: Count
+    ablation_questions: Count
+    checkpoint_steps: Count
 
 
-_TINY = Preset(
-    name="tiny",
-    policy="tiny",
-    revision=None,
-    max_pixels=None,
-    prompts=TINY_PROMPTS,
-    new_tokens=72,
-    observation_tokens=80,
-    lora_r=32,
-    lora_alpha=64,
-    data_questions=1600,
-    data_examples=1400,
-    sft_epochs=1,
-    sft_batch=8,
-    sft_lr=1.5e-3,
-    sft_aliases=0.7,
-    grpo_steps=64,
-    grpo_questions=4,
-    generations=8,
-    grpo_lr=2e-4,
-    grpo_warmup=2,
-    temperature=1.0,
-    micro_batch=32,
-    completion_tokens=512,
-    eval_questions=400,
-    eval_batch=100,
-    ablation_questions=100,
-    checkpoint_steps=5,
-)
+def read_settings(kind: type[Settings], values: Mapping[str, Any], name: str) -> Settings:
+    """A pydantic model or dataclass from `values`, which the sentences call `name`; text is read as a field's type.
 
-
-def _changed(preset: Preset, **changes: object) -> Preset:
-    return Preset(**({f.name: getattr(preset, f.name) for f in fields(Preset)} | changes))
-
-
-_SMOKE = _changed(
-    _TINY,
-    name="smoke",
-    new_tokens=40,
-    data_questions=60,
-    data_examples=24,
-    sft_epochs=1,
-    grpo_steps=2,
-    grpo_questions=2,
-    generations=4,
-    micro_batch=8,
-    eval_questions=12,
-    ablation_questions=4,
-    checkpoint_steps=1,
-)
-_QWEN3B = _changed(
-    _TINY,
-    name="qwen3b",
-    policy="Qwen/Qwen2.5-VL-3B-Instruct",
-    revision="66285546d2b821cf421d4f5eb2576359d3770cd3",
-    max_pixels=512 * 28 * 28,
-    prompts=QWEN_PROMPTS,
-    new_tokens=512,
-    observation_tokens=900,
-    lora_r=8,
-    lora_alpha=16,
-    data_questions=4000,
-    data_examples=2000,
-    sft_epochs=3,
-    sft_batch=8,
-    sft_lr=1e-4,
-    sft_aliases=0.0,
-    grpo_steps=200,
-    grpo_questions=8,
-    grpo_lr=2e-6,
-    grpo_warmup=45,
-    micro_batch=2,
-    completion_tokens=8192,
-    eval_batch=16,
-    ablation_questions=400,
-    checkpoint_steps=20,
-)
-_QWEN7B = _changed(
-    _QWEN3B,
-    name="qwen7b",
-    policy="Qwen/Qwen2.5-VL-7B-Instruct",
-    revision="cc594898137f460bfe9f0759e9844b3ce807cfb5",
-    micro_batch=1,
-    eval_batch=8,
-)
-_QWEN_SMOKE = _changed(
-    _QWEN3B,
-    name="qwen_smoke",
-    new_tokens=96,
-    observation_tokens=200,
-    data_questions=40,
-    data_examples=16,
-    sft_epochs=2,
-    sft_batch=4,
-    grpo_steps=2,
-    grpo_questions=2,
-    generations=2,
-    grpo_warmup=1,
-    completion_tokens=2048,
-    eval_questions=8,
-    eval_batch=8,
-    ablation_questions=2,
-    checkpoint_steps=1,
-)
-
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (_SMOKE, _TINY, _QWEN3B, _QWEN7B, _QWEN_SMOKE)}
-
-
-def get_preset(name: str, model: str = "") -> Preset:
-    """The preset of that name, for another policy where `model` names one on the hub or is a local folder.
-
-    Raises ValueError, naming the presets there are, for an unknown one.
+    Raises ValueError, in one sentence, for a key that is none, a value of another type, or what a validator refuses.
     """
-    if name not in PRESETS:
-        raise ValueError(f"there is no preset {name!r}: use one of {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    return replace(preset, policy=model, revision=None) if model and model != preset.policy else preset
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{name} must be a dictionary of settings, not {values!r}.")
+    known = kind.__pydantic_fields__
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{name} has no key {key!r}: it has {', '.join(known)}.")
+        if isinstance(value, bool) and known[key].annotation in (int, float):  # pydantic would take True for 1
+            raise ValueError(f"{name}: {key} must be a number, not {value!r}.")
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise ValueError(_sentence(error.errors()[0], name)) from None
+
+
+def _sentence(error: Mapping[str, Any], name: str) -> str:
+    """One error of pydantic as a sentence; what a validator of ours raised stands as it is."""
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{name} lacks the key {key!r}."
+    wanted = TYPES.get(error["type"].partition("_")[0]) or error["msg"].removeprefix("Input should be ")
+    return f"{name}: {key} must be {wanted}, not {error['input']!r}."
+
+
+def read_prompt(name: str, advice: str = "") -> str:
+    """A prompt of `assets/prompts/`; that of a turn holds what a turn may be, and a paragraph of advice where given."""
+    text = _text(name)
+    return text.replace("{turn}", _text("turn")).replace("{advice}", f"{advice}\n\n" if advice else "")
+
+
+def _text(name: str) -> str:
+    return (ASSETS / "prompts" / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n")
+
+
+@functools.cache
+def presets() -> dict[str, Preset]:
+    """All presets by name."""
+    found: dict[str, Preset] = {}
+    for name, given in tomllib.loads((ASSETS / "presets.toml").read_text(encoding="utf-8")).items():
+        prompts = {
+            key: read_prompt(text[1:]) if text[0] == "@" else text for key, text in given.get("prompts", {}).items()
+        }
+        values = _values(found[given["like"]]) if "like" in given else {}
+        values |= {key: value for key, value in given.items() if key != "like"} | {"name": name}
+        found[name] = read_settings(Preset, values | ({"prompts": prompts} if prompts else {}), f"the preset {name}")
+    return found
+
+
+def _values(preset: Preset) -> dict[str, Any]:
+    return {f.name: getattr(preset, f.name) for f in fields(Preset)}
+
+
+def get_preset(name: str, sizes: Mapping[str, Any] | None = None) -> Preset:
+    """The preset of that name, with the fields that `sizes` changes; text is read as the field's type.
+
+    Of `prompts` some may be given. A policy of another name has no pinned revision unless one is given. Raises
+    ValueError, in one sentence, for an unknown preset or field and for a value that a field cannot have.
+    """
+    if name not in presets():
+        raise ValueError(f"there is no preset {name!r}: use one of {', '.join(presets())}.")
+    known, changes = presets()[name], sizes or {}
+    if not isinstance(changes, Mapping):
+        raise ValueError(f"sizes must be a dictionary of settings, not {changes!r}.")
+    if "name" in changes:
+        raise ValueError("sizes cannot change the name of a preset: give preset=NAME.")
+    changes = dict(changes)
+    if isinstance(changes.get("prompts"), Mapping):
+        changes["prompts"] = asdict(known.prompts) | changes["prompts"]
+    if changes.get("policy", known.policy) != known.policy:
+        changes.setdefault("revision", None)
+    return read_settings(Preset, _values(known) | changes, "sizes")
+
+
+def __getattr__(name: str) -> Any:  # goes with the last user of the old names
+    if name == "PRESETS":
+        return presets()
+    raise AttributeError(name)

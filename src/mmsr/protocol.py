@@ -21,8 +21,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
-Box = tuple[int, int, int, int]
+Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of a picture, x2 and y2 exclusive
 
 UNABLE = "Unable to answer due to lack of relevant information"  # the paper's form of giving up
 TAGS = ("reason", "text_search", "img_search", "img_crop", "img", "answer", "information")
@@ -158,47 +159,24 @@ def render_turn(turn: Turn) -> str:
     return f"<reason>{turn.reason}</reason>\n{body}"
 
 
-def sanitise(text: str, special_tokens: tuple[str, ...] = ()) -> str:
+def sanitise(text: str) -> str:
     """Make outside text harmless: no protocol tag and no special token survives, in any spelling.
 
     Compatibility forms (full-width brackets and letters) are folded, invisible characters dropped, and every angle
-    bracket becomes a single guillemet. `special_tokens` without angle brackets are cut out by name.
+    bracket becomes a single guillemet: all special tokens of a policy have one (`policy.load_processor` sees to it).
     """
     folded = unicodedata.normalize("NFKC", text)
     visible = "".join(c for c in folded if c == "\n" or unicodedata.category(c) not in {"Cf", "Cc", "Co", "Cs", "Cn"})
-    plain = unicodedata.normalize("NFKC", visible).replace("<", "‹").replace(">", "›")
-    for token in special_tokens:
-        while token and "<" not in token and token in plain:
-            plain = plain.replace(token, " ")
-    return plain
+    return unicodedata.normalize("NFKC", visible).replace("<", "‹").replace(">", "›")
+
+
+def conversation(template: str, **outside: str) -> list[dict[str, Any]]:
+    """The picture and a prompt as the one message a policy is asked with; what fills the prompt is sanitised."""
+    text = template.format(**{name: sanitise(value) for name, value in outside.items()})
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
 def render_observation(text: str, follow_up: str = "") -> str:
     """The block a tool's answer comes back in, with the prompt for the next turn after it. `text` is sanitised."""
     block = f"<information>\n{text}\n</information>"
     return f"{block}\n{follow_up}" if follow_up else block
-
-
-# Prefix-preserving, marks what the policy wrote, and renders tools' answers as user text. The `tool_calls` branch is
-# what TRL asks of a template before it lets an environment's tools be called; our own turns never need it, for their
-# content already is the call.
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + ('user' if message.role == 'tool' else message.role) + '\n' -}}"
-    "{%- if message.role == 'assistant' -%}{%- generation -%}"
-    "{%- if message.content is string -%}{{- message.content -}}"
-    "{%- else -%}{%- for part in message.content -%}{{- part.text -}}{%- endfor -%}{%- endif -%}"
-    "{%- if message.tool_calls and not (message.content is string and message.content)"
-    " and not (message.content is not string and message.content[0].text) -%}{%- for call in message.tool_calls -%}"
-    "{{- call.function.name + ' ' + (call.function.arguments | tojson) -}}{%- endfor -%}{%- endif -%}"
-    "{{- '<|im_end|>' -}}{%- endgeneration -%}{{- '\n' -}}"
-    "{%- else -%}"
-    "{%- if message.content is string -%}{{- message.content -}}"
-    "{%- else -%}{%- for part in message.content -%}"
-    "{%- if part.type == 'image' -%}{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}"
-    "{%- else -%}{{- part.text -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
-    "{{- '<|im_end|>\n' -}}"
-    "{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
-)

@@ -1,6 +1,7 @@
 """Batched multi-turn rollouts for data, evaluation and ablation; GRPO rolls out with TRL, on the same SearchEnv.
 
-trajectories = play(policy, tasks, env, Sampling(max_new_tokens=64))
+trajectories = play(policy, tasks, tools, preset.prompts, Sampling(max_new_tokens=64))
+answers = answer_directly(policy, tasks, preset.prompts)        # the frozen base, without any tool
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mmsr.env import SearchEnv, Task, Trajectory, first_messages
+from mmsr.env import SearchEnv, Tools, Trajectory, TurnRecord, first_messages
 from mmsr.policy import Policy
-from mmsr.protocol import ImageSearch, Prompts, ProtocolError, Turn, parse_turn, render_turn
+from mmsr.protocol import ImageSearch, Prompts, ProtocolError, Turn, conversation, parse_turn, render_turn
+from mmsr.task import Task
 from mmsr.tools.base import Grounder
 
 
@@ -26,16 +28,18 @@ class Sampling:
 def play(
     policy: Policy,
     tasks: Sequence[Task],
-    new_env: Callable[[], SearchEnv],
+    tools: Tools,
     prompts: Prompts,
     sampling: Sampling,
     rewrite: Callable[[str, Task], str] = lambda text, task: text,
+    on_turn: Callable[[TurnRecord, int], None] = lambda record, number: None,
 ) -> list[Trajectory]:
     """Play every task to its end, all of them abreast, and return their trajectories in order.
 
-    `rewrite` may change a turn before it counts (the coordinate ablation does).
+    `rewrite` may change a turn before it counts (the coordinate ablation does); `on_turn` is told of each one played.
     """
-    envs = [new_env() for _ in tasks]
+    by_id = {task.id: task for task in tasks}
+    envs = [SearchEnv(tools, prompts, by_id, on_turn=on_turn) for _ in tasks]
     conversations = [first_messages(task, prompts) for task in tasks]
     for env, task in zip(envs, tasks):
         env.reset(task.id)
@@ -44,19 +48,13 @@ def play(
         batch = [(tasks[i].picture, conversations[i]) for i in active]
         texts = policy.generate(batch, sampling.max_new_tokens, sampling.temperature, sampling.batch_size)
         texts = [rewrite(text, tasks[i]) for i, text in zip(active, texts)]
-        ground_ahead(envs[0]._tools.grounder, [(tasks[i], text) for i, text in zip(active, texts)])
+        crops = [(tasks[i].picture, described_crop(text)) for i, text in zip(active, texts)]
+        tools.grounder.locate_all([pair for pair in crops if pair[1]])  # in one batch: the environments ask one by one
         for i, text in zip(active, texts):
             observation = envs[i].step(text)
             conversations[i] += [{"role": "assistant", "content": text}, {"role": "tool", "content": observation}]
         active = [i for i in active if not envs[i].trajectory.end]
     return [env.trajectory for env in envs]
-
-
-def ground_ahead(grounder: Grounder, turns: Sequence[tuple[Task, str]]) -> None:
-    """Let a grounder that can take many expressions at once do so before the environments ask one by one."""
-    if hasattr(grounder, "prefetch"):
-        pairs = [(task.picture, expression) for task, text in turns if (expression := described_crop(text))]
-        grounder.prefetch(pairs)
 
 
 def described_crop(text: str) -> str:
@@ -80,3 +78,9 @@ def as_coordinates(policy: Policy, grounder: Grounder) -> Callable[[str, Task], 
         return render_turn(Turn(turn.reason, ImageSearch(box=policy.to_frame(box, task.picture))))
 
     return rewrite
+
+
+def answer_directly(policy: Policy, tasks: Sequence[Task], prompts: Prompts, batch_size: int = 64) -> list[str]:
+    """The frozen base's answers without any tool: the knowledge boundary, and the direct workflow."""
+    asked = [(task.picture, conversation(prompts.direct, question=task.question)) for task in tasks]
+    return policy.ask(asked, batch_size)

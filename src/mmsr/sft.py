@@ -15,18 +15,16 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features
 from datasets import Image as Picture
 from datasets import Sequence as Many
 from PIL import Image
-from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from mmsr.dataset import Example
-from mmsr.policy import Policy, best_device, in_bf16, lora_config
+from mmsr.data import Example
+from mmsr.policy import Policy, lora_config
 from mmsr.presets import Preset
-from mmsr.training import StepCSV, last_checkpoint, quiet_trainers, save_adapter, split_batch
+from mmsr.training import MESSAGES, StepCSV, quiet_trainers, train, training_arguments, typed
 from mmsr.world.names import invented_name
 from mmsr.world.snapshot import load_world
 
@@ -44,8 +42,7 @@ def as_rows(
     for i in order:
         rename = examples[i].label == "search_required" and rng.random() < aliases
         messages.append(typed(aliased(examples[i].messages, rng) if rename else examples[i].messages))
-    part = {"type": Value("string"), "text": Value("string")}
-    features = Features({"messages": [{"role": Value("string"), "content": [part]}], "images": Many(Picture())})
+    features = Features({"messages": MESSAGES, "images": Many(Picture())})
     return Dataset.from_dict({"messages": messages, "images": [[pictures[i]] for i in order]}, features=features)
 
 
@@ -77,41 +74,18 @@ def _train_names() -> re.Pattern[str]:
     return re.compile(r"\b(?:" + "|".join(map(re.escape, names)) + r")\b")
 
 
-def typed(messages: Sequence[dict]) -> list[dict]:
-    """Messages whose contents are all lists of parts, as a column of one type needs."""
-    rows = []
-    for message in messages:
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        rows.append({"role": message["role"], "content": [{"type": p["type"], "text": p.get("text")} for p in parts]})
-    return rows
-
-
 def sft_config(preset: Preset, folder: Path, seed: int) -> SFTConfig:
     """The paper's settings: cosine, warm-up 0.1; rate, batch and epochs by preset."""
-    rows, passes = split_batch(preset.sft_batch, preset.micro_batch)
     return SFTConfig(
-        output_dir=str(folder / "checkpoints"),
+        **training_arguments(preset, folder, seed, preset.sft_batch),
         num_train_epochs=1,  # the rows hold every epoch
         train_sampling_strategy="sequential",
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=passes,
         learning_rate=preset.sft_lr,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
-        bf16=in_bf16(best_device()),
         assistant_only_loss=True,
         max_length=None,
-        gradient_checkpointing=preset.policy != "tiny",
-        logging_steps=1,
-        save_steps=preset.checkpoint_steps,
-        save_total_limit=1,
-        seed=seed,
         data_seed=seed,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -138,9 +112,5 @@ def train_sft(
         peft_config=lora_config(preset.lora_r, preset.lora_alpha),
         callbacks=[StepCSV(folder / "sft.csv")],
     )
-    trainer.remove_callback(PrinterCallback)
     trainer.model_accepts_loss_kwargs = True  # Qwen's says no: passes and processes would be averaged, not their tokens
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
-    trained = Policy(trainer.model, policy.processor, policy.name)
-    save_adapter(trainer, folder / "adapter")
-    return trained
+    return train(trainer, policy, folder)

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 from accelerate import PartialState
-from transformers import Trainer, TrainerCallback
+from datasets import Value
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
+
+from mmsr.files import write_whole
+from mmsr.policy import Policy, best_device, in_bf16
+from mmsr.presets import Preset
 
 # of a GRPO step, whose loss is 0 by its making: advantages of a group have no mean, and the ratio starts at 1
 REINFORCED = {"reward": "reward", "accuracy": "rewards/accuracy/mean", "searches": "rewards/searches/mean"}
 PATIENCE = timedelta(hours=2)  # of processes for each other: live tools may hold one of them up
 
 
+MESSAGES = [{"role": Value("string"), "content": [{"type": Value("string"), "text": Value("string")}]}]  # of a row
+
+
 class StepCSV(TrainerCallback):
     """Writes each step's logged numbers as a CSV row and shows a line of progress.
 
-    The file is rewritten whole, under a temporary name first, so it is never half a table. A resumed training keeps the
-    rows before its checkpoint.
+    The file is rewritten whole, so it is never half a table. A resumed training keeps the rows before its checkpoint.
     """
 
     def __init__(self, path: Path):
@@ -33,7 +43,7 @@ class StepCSV(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step and self.path.exists():
-            with self.path.open(newline="") as file:
+            with self.path.open(newline="", encoding="utf-8") as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= state.global_step]
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -42,13 +52,11 @@ class StepCSV(TrainerCallback):
         row = {"step": state.global_step, **{key: value for key, value in logs.items() if key != "step"}}
         self.rows.append(row | {"seconds": round(time.time() - self.began, 2)})
         names = list(dict.fromkeys(key for row in self.rows for key in row))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        part.replace(self.path)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, table.getvalue())
         if state.global_step % max(1, state.max_steps // 10) == 0:
             names = REINFORCED if "reward" in row else {"loss": "loss"}
             numbers = "  ".join(f"{name} {float(row[key]):.3f}" for name, key in names.items() if key in row)
@@ -77,6 +85,44 @@ def split_batch(batch: int, micro_batch: int) -> tuple[int, int]:
         raise ValueError(f"a batch of {batch} cannot be divided among {number} processes: use a divisor of {batch}")
     rows = max(size for size in range(1, min(share, micro_batch) + 1) if share % size == 0)
     return rows, share // rows
+
+
+def training_arguments(preset: Preset, folder: Path, seed: int, batch: int) -> dict[str, Any]:
+    """What both trainers are told: `batch` rows a step, where checkpoints go, and on what to compute."""
+    rows, passes = split_batch(batch, preset.micro_batch)
+    return {
+        "output_dir": str(folder / "checkpoints"),
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": passes,
+        "bf16": in_bf16(best_device()),
+        "gradient_checkpointing": preset.policy != "tiny",
+        "logging_steps": 1,
+        "save_steps": preset.checkpoint_steps,
+        "save_total_limit": 1,
+        "seed": seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+
+
+def typed(messages: Sequence[dict]) -> list[dict]:
+    """Messages whose contents are all lists of parts, as a column of one type needs."""
+    rows = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        rows.append({"role": message["role"], "content": [{"type": p["type"], "text": p.get("text")} for p in parts]})
+    return rows
+
+
+def train(trainer: Trainer, policy: Policy, folder: Path) -> Policy:
+    """Train from the last checkpoint in `folder` or from the start; the adapter lands in `folder/adapter`."""
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
+    save_adapter(trainer, folder / "adapter")
+    return Policy(trainer.model, policy.processor, policy.name)
 
 
 def save_adapter(trainer: Trainer, folder: Path) -> None:

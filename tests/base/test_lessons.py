@@ -22,9 +22,9 @@ def count_tokens(text: str) -> int:
 
 @pytest.fixture(scope="module")
 def relays() -> list[list[tuple[str, str]]]:
-    world, rng = load_world(), random.Random(0)
-    source = Relays(world, count_tokens)
-    drawn = [source.draw(lesson_scene(world, rng), rng) for _ in range(200)]
+    rng = random.Random(0)
+    source = Relays(count_tokens)
+    drawn = [source.draw(lesson_scene(rng), rng) for _ in range(200)]
     return [lessons for lessons in drawn if lessons]
 
 
@@ -59,15 +59,15 @@ def test_relays_search_among_the_pages_of_their_split_alone():
     world = load_world()
     for split in ("train", "test"):
         isos = {country.iso for country in world.by_split(split)}
-        assert {page.id.split("/")[0] for page in Relays(world, count_tokens, split).engine.pages} <= isos
+        assert {page.id.split("/")[0] for page in Relays(count_tokens, split).engine.pages} <= isos
 
 
 def test_no_lesson_speaks_the_protocol(relays):
-    world, rng = load_world(), random.Random(1)
+    rng = random.Random(1)
     lessons = [lesson for drawn in relays for lesson in drawn]
-    lessons += [text_lesson(world, rng, copying=0.3) for _ in range(600)]
+    lessons += [text_lesson(rng, copying=0.3) for _ in range(600)]
     for _ in range(30):
-        lessons += scene_lessons(world, lesson_scene(world, rng), rng)
+        lessons += scene_lessons(lesson_scene(rng), rng)
     tags = [f"<{tag}>" for tag in TAGS]
     assert not [lesson for lesson in lessons if any(tag in part for part in lesson for tag in tags)]
 
@@ -83,10 +83,10 @@ def test_a_marked_lesson_asks_for_the_same_behind_a_remark():
 
 
 def test_a_picture_is_asked_about_truly():
-    world, rng = load_world(), random.Random(3)
+    rng = random.Random(3)
     asked = set()
     for _ in range(60):
-        scene = lesson_scene(world, rng)
+        scene = lesson_scene(rng)
         for instruction, response in visual_lessons(scene, rng):
             answer = re.search(r" (\w+)(?:</\w+>)?$", response).group(1)
             if answer.isdigit():

@@ -59,15 +59,15 @@ def test_the_step_is_the_models_own_loss(batch: tuple[torch.Tensor, torch.Tensor
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def test_positions_are_the_models(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_all_sequences_have_the_positions_of_the_first(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     ids, _ = batch
     model = fresh_model()
     pictured = ids == model.config.image_token_id
     grid = torch.tensor([[1, GRID, GRID]] * len(ids))
-    theirs, _ = model.model.get_rope_index(ids, pictured.int(), image_grid_thw=grid)
+    where, _ = model.model.get_rope_index(ids, pictured.int(), image_grid_thw=grid)
+    assert torch.equal(where, where[:, :1].expand(3, *ids.shape))
     start = int(pictured[0].float().argmax())
     assert pictured[:, start].all() and not pictured[:, :start].any()  # every sequence begins with its picture
-    assert torch.equal(pretrain.positions(start, ids.shape[1], ids.device).expand(3, *ids.shape), theirs)
 
 
 def test_answers_bear_the_loss(batch: tuple[torch.Tensor, torch.Tensor]) -> None:

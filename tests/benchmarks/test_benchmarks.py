@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmsr.benchmarks.registry import BENCHMARKS, VERDICTS, Benchmark, BenchmarkError, BenchmarkItem, find_benchmark
+from mmsr.benchmarks.registry import BENCHMARKS, Benchmark, BenchmarkError, BenchmarkItem, find_benchmark
+from mmsr.reward import LABELS
 from mmsr.stats import Interval
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "benchmarks"
@@ -83,7 +84,7 @@ def test_every_benchmark_loads_and_its_golds_earn_the_most(name: str, tmp_path: 
     items = benchmark.load(folder_of(name, tmp_path))
     assert len({item.id for item in items}) == len(items) >= 2
     for item in items:
-        assert item.question.endswith("?") and item.golds and item.kind and item.split and item.extra["cluster"]
+        assert item.question.endswith("?") and item.golds and item.kind and item.split and item.cluster
         with Image.open(item.picture) as picture:
             picture.load()
     scores = benchmark.score(items, [best_answer(benchmark, item) for item in items], ["correct"] * len(items))
@@ -106,8 +107,8 @@ def test_infoseek_items() -> None:
     items = {item.id[-1]: item for item in BENCHMARKS["infoseek"].load(FIXTURES / "infoseek")}
     assert [items[i].kind for i in "012345"] == ["numerical", "string", "time", "numerical", "string", "string"]
     assert [items[i].split for i in "0123"] == ["unseen_question"] * 3 + ["unseen_entity"]
-    assert items["0"].extra["limits"] == (297.0, 363.0)
-    assert items["3"].extra["limits"] == (0.99, 1.21)
+    assert items["0"].limits == (297.0, 363.0)
+    assert items["3"].limits == (0.99, 1.21)
     assert items["1"].golds == ("Paris", "City of Light")
     assert items["0"].picture == FIXTURES / "infoseek/oven_images/04/oven_04925692.JPEG"
     assert items["3"].picture.suffix == ".png"
@@ -128,7 +129,7 @@ def test_evqa_items() -> None:
 def test_okvqa_and_aokvqa_items() -> None:
     okvqa = BENCHMARKS["okvqa"].load(FIXTURES / "okvqa")
     assert [item.kind for item in okvqa] == ["Sports and Recreation"] * 2 + ["Cooking and Food"]
-    assert len(okvqa[0].golds) == 10 and okvqa[0].extra["cluster"] == okvqa[1].extra["cluster"]
+    assert len(okvqa[0].golds) == 10 and okvqa[0].cluster == okvqa[1].cluster
     aokvqa = BENCHMARKS["aokvqa"].load(FIXTURES / "aokvqa")
     assert [item.kind for item in aokvqa] == ["direct", "direct", "difficult"]
 
@@ -199,6 +200,7 @@ BROKEN = [
     ("infoseek", edit(VAL, "[297.0, 363.0]", '["low", 3]'), ["val.jsonl, line 1", "'range' of two numbers"]),
     ("infoseek", edit(VAL, '{"data_id": "infoseek_val_00000001"', "{"), ["line 2", "JSON"]),
     ("infoseek", edit(VAL, '"answer_eval": ["Paris", "City of Light"]', '"answer_eval": "Paris"'), ["list or dict"]),
+    ("infoseek", edit(VAL, '["Paris", "City of Light"]', "[]"), ["val.jsonl, line 2", "at least one 'answer_eval'"]),
     ("infoseek", edit(QTYPE, "00000005", "99999999"), ["val.jsonl, line 6", "'infoseek_val_00000005'"]),
     ("infoseek", put(VAL, b'{"data_id": "caf\xe9"}\n'), ["val.jsonl, line 1"]),
     ("infoseek", put(VAL, b"[1]\n"), ["val.jsonl, line 1", "JSON object, got list"]),
@@ -254,9 +256,14 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "f/fvqa_test.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(BenchmarkError, match="parquet file"):
         BENCHMARKS["fvqa"].load(tmp_path / "f")
-    pq.write_table(pa.table({"prompt": [1]}), tmp_path / "f/fvqa_test.parquet")
-    with pytest.raises(BenchmarkError, match="column 'reward_model'"):
-        BENCHMARKS["fvqa"].load(tmp_path / "f")
+    for table, named in (
+        ({"prompt": [1]}, r"column image or images, found \['prompt'\]"),
+        ({"prompt": [1], "images": [[]]}, "row 1: expected 'prompt' to be list, got int"),
+        ({"prompt": [[{"role": "user", "content": "?"}]], "images": [[]]}, "row 1: expected a field 'data_id'"),
+    ):
+        pq.write_table(pa.table(table), tmp_path / "f/fvqa_test.parquet")
+        with pytest.raises(BenchmarkError, match=named):
+            BENCHMARKS["fvqa"].load(tmp_path / "f")
 
 
 def test_wrong_names_and_folders() -> None:
@@ -297,25 +304,25 @@ def test_aokvqa_leaves_difficult_questions_out() -> None:
         benchmark.score(items[2:], ["roll"])
 
 
-verdict_lists = st.lists(st.sampled_from([*VERDICTS, None]), min_size=1, max_size=30)
+label_lists = st.lists(st.sampled_from([*LABELS, None]), min_size=1, max_size=30)
 
 
 @settings(max_examples=40, deadline=None)
-@given(verdict_lists)
-def test_simplevqa_f_is_the_harmonic_mean_of_its_parts(verdicts: list[str | None]) -> None:
-    n = len(verdicts)
-    items = [BenchmarkItem(str(i), "?", Path(), ("x",), "art", "test", {"cluster": str(i)}) for i in range(n)]
-    scores = BENCHMARKS["simplevqa"].score(items, [""] * n, verdicts)
-    correct, attempted = verdicts.count("correct"), verdicts.count("correct") + verdicts.count("incorrect")
+@given(label_lists)
+def test_simplevqa_f_is_the_harmonic_mean_of_its_parts(labels: list[str | None]) -> None:
+    n = len(labels)
+    items = [BenchmarkItem(str(i), "?", ("x",), "art", "test", str(i)) for i in range(n)]
+    scores = BENCHMARKS["simplevqa"].score(items, [""] * n, labels)
+    correct, attempted = labels.count("correct"), labels.count("correct") + labels.count("incorrect")
     given_attempted = correct / attempted if attempted else 0.0
     both = correct / n + given_attempted
     assert scores["accuracy_given_attempted"].value == pytest.approx(given_attempted)
     assert scores["f_score"].value == pytest.approx(2 * correct / n * given_attempted / both if both else 0.0)
     assert scores["judge_accuracy"].value == pytest.approx(correct / n)
-    assert scores["judge_unreadable"] == pytest.approx(verdicts.count(None) / n)
+    assert scores["judge_unreadable"] == pytest.approx(labels.count(None) / n)
 
 
-def test_simplevqa_without_verdicts_has_no_f(tmp_path: Path) -> None:
+def test_simplevqa_without_labels_has_no_f(tmp_path: Path) -> None:
     items = BENCHMARKS["simplevqa"].load(write_simplevqa(tmp_path))
     assert set(BENCHMARKS["simplevqa"].score(items, [""] * len(items))) == {"exact_match"}
 
@@ -325,7 +332,7 @@ def test_scores_refuse_what_does_not_fit() -> None:
     for arguments, named in (
         (([], []), "nothing to score"),
         ((items, ["x"]), "answers for each of 3 items, got 1"),
-        ((items, ["x"] * 3, ["correct"]), "verdicts for each of 3"),
+        ((items, ["x"] * 3, ["correct"]), "labels for each of 3"),
         ((items, ["x"] * 3, ["right", None, None]), "'right'"),
     ):
         with pytest.raises(ValueError, match=named):

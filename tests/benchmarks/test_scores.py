@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -165,8 +164,7 @@ def random_infoseek(rng: random.Random, split: str, number: int) -> tuple[Benchm
     other = near + rng.choice([-30, 5, 15, 150, 400])
     numeric = rng.choice([value, f"{near:.0f}-{other:.0f}", f"from {near:.1f} to {other:.1f} km", "unknown", "1.2 3 4"])
     text = rng.choice([*golds, "the " + golds[0].lower() + ".", "Lyon", "St Johns"])
-    extra = {"cluster": f"{split}{number % 90}", "limits": (low, high)}
-    item = BenchmarkItem(str(number), "?", Path(), golds, kind, split, extra)
+    item = BenchmarkItem(str(number), "?", golds, kind, split, f"{split}{number % 90}", (low, high))
     return item, numeric if kind == "numerical" else text
 
 
@@ -175,8 +173,8 @@ def test_infoseek_agrees_with_a_reading_by_hand() -> None:
     drawn = [random_infoseek(rng, rng.choice(["unseen_question", "unseen_entity"]), n) for n in range(DRAWS)]
     marks = {"unseen_question": [], "unseen_entity": []}
     for item, answer in drawn:
-        expected = infoseek_by_hand(answer, item.kind, list(item.golds), *item.extra["limits"])
-        assert rules.infoseek_mark(answer, item.kind, item.golds, item.extra["limits"]) == expected, (item, answer)
+        expected = infoseek_by_hand(answer, item.kind, list(item.golds), *item.limits)
+        assert rules.infoseek_mark(answer, item.kind, item.golds, item.limits) == expected, (item, answer)
         marks[item.split].append(expected)
     shares = {split: 100 * sum(values) / len(values) for split, values in marks.items()}
     question, entity = shares.values()

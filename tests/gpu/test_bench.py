@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-import trl
 from transformers import Qwen2_5_VLConfig
 
 from mmsr import __main__ as cli
-from mmsr.gpu import bench, memory
+from mmsr.gpu import bench, fit
 from mmsr.gpu.meter import LiveTensors
 from mmsr.policy import TINY_DIR, load_processor
 from mmsr.presets import get_preset
@@ -29,9 +28,7 @@ TOLERANCE = 0.06  # of predicted against measured peaks
 def bf16() -> Any:
     """Arithmetic in bf16, as on a GPU, whatever this CPU is best at."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in (("sft", "SFTConfig"), ("grpo", "GRPOConfig")):
-            config = getattr(trl, name)
-            patch.setattr(f"mmsr.{module}.{name}", lambda config=config, **o: config(**(o | {"bf16": True})))
+        patch.setattr("mmsr.training.in_bf16", lambda device: True)
         yield
 
 
@@ -53,7 +50,7 @@ def test_measured_peaks_are_as_predicted(stage: str, phase: str, report: dict[st
 
 def narrow_qwen() -> Qwen2_5_VLConfig:
     """The published 3B with few and narrow layers and few words."""
-    config = memory.published_config(QWEN.policy)
+    config = fit.published_config(QWEN.policy)
     text, vision = config.text_config, config.vision_config
     text.num_hidden_layers, text.hidden_size, text.intermediate_size, text.vocab_size = 2, 256, 1024, 2560
     text.num_attention_heads, text.layer_types = 4, text.layer_types[:2]
@@ -65,9 +62,8 @@ def narrow_qwen() -> Qwen2_5_VLConfig:
 
 def test_a_qwen_preset_goes_the_same_way_and_its_layers_weigh_as_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 128)  # so that layers outweigh logits
-    monkeypatch.setattr(memory, "TILE", (memory.TILE[0], 128))
-    config = narrow_qwen()
-    found = bench.measure("sft", QWEN, config, memory.count_weights(config), 1e9, steps=1, seed=0)
+    monkeypatch.setattr(fit, "TILE", (fit.TILE[0], 128))
+    found = bench.measure("sft", QWEN, fit.Memory(narrow_qwen()), 1e9, steps=1, seed=0)
     peak = found["peaks"]["update"]
     assert "one layer backwards" in peak["predicted_terms"] and peak["predicted_terms"]["pictures"]
     assert peak["shape"]["patches"] == QWEN.micro_batch * (8 * 2) ** 2  # the largest square of whole tokens
@@ -89,11 +85,12 @@ def test_rollouts_search_and_answer(report: dict[str, Any]) -> None:
     written = sum(map(len, bench.written_turns(policy, SMALL.new_tokens)))
     assert shapes["update"]["rows"] == SMALL.micro_batch and shapes["rollout"]["rows"] == SMALL.generations
     assert shapes["rollout"]["positions"] > written + 2 * 40
+    assert shapes["rollout"]["patches"] == shapes["update"]["patches"] > 0  # a turn reads the picture anew
     assert report["grpo"]["positions_per_step"].keys() >= {"rollout", "tools", "update", "reference"}
 
 
 def test_utilisation_counts_what_lora_saves(report: dict[str, Any]) -> None:
-    assert report["device_flops"]["value"] > 1e9 and "measured" in report["device_flops"]["source"]
+    assert report["device_flops"]["value"] > 1e8 and "measured" in report["device_flops"]["source"]
     for stage in ("sft", "grpo"):
         assert report[stage]["mfu"] > 0 and report[stage]["tokens_per_second"] > 0
     update = report["sft"]["update"]

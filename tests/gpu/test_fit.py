@@ -17,8 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from mmsr import __main__ as cli
-from mmsr.gpu.fit import GIB, USABLE, fit, grpo_passes, needed, plan
-from mmsr.gpu.memory import Pass, count_weights, lora_weights, published_config, static_terms, update_terms
+from mmsr.gpu.fit import GIB, STAGES, USABLE, Memory, Pass, fit, longest, memory_of, needed, plan, published_config
 from mmsr.gpu.meter import LiveTensors
 from mmsr.grpo import grpo_config
 from mmsr.policy import lora_config
@@ -32,25 +31,25 @@ QWEN3B, QWEN7B = get_preset("qwen3b"), get_preset("qwen7b")
 
 @pytest.mark.parametrize(("preset", "total"), [(QWEN3B, 3_754_622_976), (QWEN7B, 8_292_166_656)])
 def test_weights_are_as_many_as_the_hub_says(preset, total: int) -> None:
-    assert count_weights(published_config(preset.policy)).total == total
+    assert memory_of(preset.policy).weights["total"] == total
 
 
 def test_counting_agrees_with_a_model_that_exists() -> None:
     model = tiny().model
-    counts = count_weights(model.config)
-    assert counts.total == sum(p.numel() for p in model.parameters())
-    assert counts.head == model.lm_head.weight.numel()  # tied: counted once in the total
+    memory = Memory(model.config)
+    assert memory.weights["total"] == sum(p.numel() for p in model.parameters())
+    assert memory.weights["head"] == model.lm_head.weight.numel()  # tied: counted once in the total
     adapted = get_peft_model(Qwen2_5_VLForConditionalGeneration(model.config), lora_config(4, 8))
-    assert lora_weights(model.config, 4) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert memory.lora(4) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
 def test_four_bits_hold_the_matrices_alone() -> None:
-    config = published_config(QWEN7B.policy)
-    counts = count_weights(config)
-    whole, packed = (static_terms(config, counts, 8, four_bit)["weights"] for four_bit in (False, True))
-    assert whole == 2 * counts.total
-    assert packed == pytest.approx(0.5159 * counts.matrices + 2 * (counts.total - counts.matrices))
-    assert counts.matrices + counts.vision + 2 * counts.head == pytest.approx(counts.total, rel=1e-3)
+    memory = memory_of(QWEN7B.policy)
+    total, matrices, head, vision = memory.weights.values()
+    whole, packed = (memory.static(8, four_bit)["weights"] for four_bit in (False, True))
+    assert whole == 2 * total
+    assert packed == pytest.approx(0.5159 * matrices + 2 * (total - matrices))
+    assert matrices + vision + 2 * head == pytest.approx(total, rel=1e-3)
 
 
 # --- activations, at the true widths ----------------------------------------------------------------------------------
@@ -104,9 +103,10 @@ def test_a_pass_holds_what_is_predicted(
     policy: str, checkpoints: bool, shape: Pass, apart: ProcessPoolExecutor
 ) -> None:
     config = two_layers(policy)
-    terms = update_terms(config, shape, checkpoints)
+    memory = Memory(config)
+    terms = memory.update(shape, checkpoints)
     assert "one layer backwards" in terms
-    predicted = sum(terms.values()) + 6 * lora_weights(config, 8)  # a bf16 copy and gradients
+    predicted = sum(terms.values()) + 6 * memory.lora(8)  # a bf16 copy and gradients
     live = apart.submit(live_bytes, config, shape, checkpoints).result()
     assert live == pytest.approx(predicted, rel=0.03)
 
@@ -117,38 +117,47 @@ def test_a_pass_holds_what_is_predicted(
 def test_a_plan_keeps_to_its_memory_and_gives_up_no_more_than_it_must() -> None:
     last = None
     for gpu in (16, 24, 48, 80, 400):
-        sft, grpo = fit(QWEN7B, gpu)
-        for estimate in (sft, grpo):
-            assert estimate.fits == (estimate.peak <= USABLE * gpu * GIB)
-            four_bit = "four_bit" in estimate.changes
-            assert estimate.terms == needed(estimate.stage, estimate.settings, four_bit)
-        given_up = [grpo.settings.completion_tokens, "four_bit" not in grpo.changes, grpo.settings.grpo_questions]
-        assert last is None or not last[1].fits or given_up >= last[0]
+        usable = round(USABLE * gpu * GIB)
+        planned = {stage: plan(stage, QWEN7B, usable) for stage in STAGES}
+        assert {stage: found for stage, (_, found) in planned.items()}.items() <= fit(QWEN7B, gpu).items()
+        for stage, (settings, found) in planned.items():
+            assert found["fits"] == (found["peak_bytes"] <= usable)
+            assert found["terms_bytes"] == needed(stage, settings)
+            assert settings == replace(QWEN7B, **{key: change["to"] for key, change in found["changes"].items()})
+        settings, grpo = planned["grpo"]
+        given_up = [settings.completion_tokens, not settings.four_bit, settings.grpo_questions]
+        assert last is None or not last[1]["fits"] or given_up >= last[0]
         last = given_up, grpo
-    assert not sft.changes and not grpo.changes  # on the largest nothing is given up
+    assert not planned["sft"][1]["changes"] and not grpo["changes"]  # on the largest nothing is given up
 
 
 def test_a_plan_without_hope_names_the_leanest_settings() -> None:
-    lean = plan("grpo", QWEN7B, GIB, (False, True))
-    assert not lean.fits and lean.settings.grpo_questions == 1 and lean.changes["four_bit"] == (False, True)
-    tried = [plan("grpo", QWEN7B, size * GIB, (False, True)) for size in (8, 24)]
-    assert lean.peak == tried[0].peak <= tried[1].peak
+    settings, lean = plan("grpo", QWEN7B, GIB)
+    assert not lean["fits"] and settings.grpo_questions == 1 and settings.four_bit
+    assert lean["changes"]["four_bit"] == {"from": False, "to": True}
+    tried = [plan("grpo", QWEN7B, size * GIB)[1]["peak_bytes"] for size in (8, 24)]
+    assert lean["peak_bytes"] == tried[0] <= tried[1]
+
+
+def test_a_base_stays_in_16_bits_where_4_may_not_be_chosen_and_in_4_where_the_preset_says_so() -> None:
+    assert not plan("grpo", QWEN7B, GIB, four_bit=False)[0].four_bit
+    settings, found = plan("grpo", replace(QWEN7B, four_bit=True), 400 * GIB)
+    assert settings.four_bit and not found["changes"] and "a matrix unpacked" in found["terms_bytes"]
 
 
 def test_the_shapes_are_those_that_the_trainers_are_given(tmp_path: Path) -> None:
     for preset in (QWEN3B, QWEN7B):
-        rollouts, update = grpo_passes(preset)
+        rollouts, update = longest("grpo", preset)
         config = grpo_config(preset, tmp_path, 0, 0.001)
         assert rollouts.rows == config.generation_batch_size  # TRL generates all of them at once
         assert update.rows == config.per_device_train_batch_size
-        assert update.positions - config.max_completion_length == rollouts.positions - preset.completion_tokens > 0
+        assert update.positions == rollouts.positions > config.max_completion_length == preset.completion_tokens
         assert config.gradient_checkpointing and sft_config(preset, tmp_path, 0).gradient_checkpointing
 
 
 def test_every_lever_lowers_the_peak() -> None:
-    def peak(stage: str = "grpo", **changes: int) -> int:
-        four_bit = changes.pop("four_bit", False)
-        return sum(needed(stage, replace(QWEN3B, **changes), four_bit).values())
+    def peak(stage: str = "grpo", checkpoints: bool = True, **changes: int) -> int:
+        return sum(needed(stage, replace(QWEN3B, **changes), checkpoints).values())
 
     for lever in (
         {"four_bit": True},
@@ -158,7 +167,7 @@ def test_every_lever_lowers_the_peak() -> None:
     ):
         assert peak(**lever) < peak()
     assert peak("sft", micro_batch=1) < peak("sft")
-    assert peak("sft") < sum(needed("sft", QWEN3B, checkpoints=False).values())
+    assert peak("sft") < peak("sft", checkpoints=False)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

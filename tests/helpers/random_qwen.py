@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AddedToken, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from mmsr.live.prompts import AFTER_IMAGE_SEARCH, AFTER_TEXT_SEARCH, FIRST_TURN
+from mmsr.presets import get_preset
 from mmsr.world.snapshot import load_world
 
 VOCABULARY = 2048  # before the added tokens; Qwen's has 151,643
@@ -81,7 +81,9 @@ def _tokenizer() -> Qwen2Tokenizer:
     learned.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
     learned.decoder = decoders.ByteLevel()
     pages = list(load_world().pages.values())[::20]
-    texts = 20 * [FIRST_TURN, AFTER_IMAGE_SEARCH, AFTER_TEXT_SEARCH] + [f"{page.title}: {page.text}" for page in pages]
+    prompts = get_preset("qwen3b").prompts
+    texts = 20 * [prompts.first_turn, prompts.after_image, prompts.after_text]
+    texts += [f"{page.title}: {page.text}" for page in pages]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False)
     learned.train_from_iterator(texts, trainer)

@@ -14,13 +14,13 @@ import torch
 
 from mmsr import __main__ as cli
 from mmsr import grpo
-from mmsr.presets import PRESETS
+from mmsr.presets import get_preset, presets
 
-MICRO = replace(PRESETS["smoke"], name="micro", grpo_questions=1, new_tokens=16, completion_tokens=96)
-real, seen, trainers = grpo.score, [], []
+MICRO = replace(get_preset("smoke"), name="micro", grpo_questions=1, new_tokens=16, completion_tokens=96)
+real, seen, trainers = grpo.scores, [], []
 
 
-class Spy(grpo.Trainer):
+class Spy(grpo.ThriftyTrainer):
     """The trainer, noting what each loss is computed from."""
 
     def __init__(self, *args, **kwargs):
@@ -32,14 +32,15 @@ class Spy(grpo.Trainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-def favouring_length(trajectory, *args) -> float:
-    return real(trajectory, *args) + 0.01 * sum(len(turn.text) for turn in trajectory.turns)
+def favouring_length(episodes, *args) -> list[float]:
+    written = [sum(len(turn.text) for turn in episode.turns) for episode in episodes]
+    return [reward + 0.01 * length for reward, length in zip(real(episodes, *args), written)]
 
 
 if __name__ == "__main__":
     run = Path(sys.argv[1])
-    PRESETS["micro"] = MICRO
-    grpo.Trainer, grpo.score = Spy, favouring_length
+    presets()["micro"] = MICRO
+    grpo.ThriftyTrainer, grpo.scores = Spy, favouring_length
     code = cli.main(["grpo", "--preset", "micro", "--run", str(run), *sys.argv[2:]])
     weights = {n: p.detach().clone() for n, p in trainers[0].model.named_parameters() if ".default." in n}
     torch.save({"seen": seen, "weights": weights}, run / f"rank{os.environ['RANK']}.pt")

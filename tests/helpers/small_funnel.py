@@ -12,22 +12,21 @@ from typing import Any
 import torch
 
 from mmsr.ablation import oracle
-from mmsr.dataset import Asked, save_examples
+from mmsr.data import Built, build, save_examples
 from mmsr.env import Tools
-from mmsr.funnel import Built, build
-from mmsr.lab import local_tools
-from mmsr.players import Player, scripted
+from mmsr.lab import open_tools
 from mmsr.presets import get_preset
+from mmsr.task import Asked
+from mmsr.teacher import Player, scripted
 from mmsr.world.questions import Question, make_questions
-from mmsr.world.snapshot import load_world
 
-WORLD, PRESET = load_world(), replace(get_preset("smoke"), eval_batch=2)
+PRESET = get_preset("smoke", {"eval_batch": 2, "data_examples": 12})
 
 
 @functools.cache
 def questions() -> list[Question]:
     """Of all types."""
-    return make_questions(WORLD, "train", 30, seed=41)
+    return make_questions("train", 30, seed=41)
 
 
 class ListedBase:
@@ -47,8 +46,8 @@ class ListedBase:
     def to_picture(self, box: Sequence[float], picture: Any) -> Any:
         return tuple(box)
 
-    def ask(self, asked: Sequence[tuple[Any, str]], batch_size: int) -> list[str]:
-        texts = tuple(text for _, text in asked)
+    def ask(self, asked: Sequence[tuple[Any, list[dict]]], batch_size: int) -> list[str]:
+        texts = tuple(messages[0]["content"][1]["text"] for _, messages in asked)
         self.batches.append(texts)
         return [self.known.get(text, "Atlantis") for text in texts]
 
@@ -57,8 +56,8 @@ class ListedBase:
 def tools() -> Tools:
     """The local tools, with the gold boxes."""
     return replace(
-        local_tools(PRESET, ListedBase(questions()), WORLD),  # type: ignore[arg-type]
-        grounder=oracle(questions(), WORLD),
+        open_tools(PRESET, ListedBase(questions())),  # type: ignore[arg-type]
+        grounder=oracle(questions()),
     )
 
 
@@ -75,10 +74,8 @@ def make(folder: Path, player: Player | None = None, asked: Sequence[Asked] | No
     """Build a data set of twelve into a run's folder, going on from what it holds."""
     asked = questions() if asked is None else asked
     base = ListedBase(asked)
-    settings: dict[str, Any] = {"tools": tools(), "preset": PRESET, "seed": 3, "size": 12} | changes
-    built = build(
-        asked, WORLD, player or scripted(WORLD, settings["tools"]), policy=base, folder=folder / "funnel", **settings
-    )
-    save_examples(built.examples, folder / "data", WORLD, built.card())
+    settings: dict[str, Any] = {"tools": tools(), "preset": PRESET, "seed": 3} | changes
+    built = build(asked, player or scripted(settings["tools"]), policy=base, folder=folder / "funnel", **settings)
+    save_examples(built.examples, folder / "data", built.card())
     files = {p.name: p.read_bytes() for p in sorted((folder / "data").rglob("*")) if p.is_file()}
     return Made(built, base, files)

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from mmsr.env import Limits, SearchEnv, Task, Tools
-from mmsr.presets import TINY_PROMPTS
+from mmsr.env import Rules, SearchEnv, Tools
+from mmsr.presets import get_preset
 from mmsr.protocol import Action, Turn, render_turn
-from mmsr.tools.base import Hit
+from mmsr.task import Task
+from mmsr.tools.base import Grounder, Hit
 
+PROMPTS = get_preset("tiny").prompts
 PICTURE = Image.new("RGB", (400, 200), "white")
 TASK = Task("t", "Which <answer>one</answer>?<|im_end|>", PICTURE, ("gold",), ("p0",), (10, 20, 30, 40), "ke")
-SPECIAL = ("<|im_end|>", "[PAD]")
+SPECIAL = ("<|im_end|>", "<|image_pad|>")
 
 
 class Engine:
@@ -36,7 +38,7 @@ class Summary:
         return "\n".join(f"{hit.title}: {hit.text}" for hit in hits)
 
 
-class Finds:
+class Finds(Grounder):
     """A grounder that always names the same box."""
 
     def __init__(self, box: tuple[int, int, int, int] | None = (100, 50, 200, 100)):
@@ -48,7 +50,7 @@ class Finds:
 
 
 def environment(
-    text: Engine | None = None, image: Engine | None = None, box=(100, 50, 200, 100), **limits
+    text: Engine | None = None, image: Engine | None = None, box=(100, 50, 200, 100), on_turn=None, **rules
 ) -> SearchEnv:
     """A fresh episode over stub tools; the policy's frame is half the picture's size."""
     tools = Tools(
@@ -58,9 +60,9 @@ def environment(
         text_summary=Summary(),
         image_summary=Summary(),
         to_picture=lambda b, picture: tuple(round(v * 2) for v in b),
-        special_tokens=SPECIAL,
     )
-    env = SearchEnv(tools, TINY_PROMPTS, Limits(**limits), {"t": TASK})
+    told = {"on_turn": on_turn} if on_turn else {}
+    env = SearchEnv(tools, PROMPTS, {"t": TASK}, Rules(**rules), **told)
     env.reset("t", another_column=1)
     return env
 

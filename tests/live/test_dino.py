@@ -21,9 +21,8 @@ from transformers import (
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 from transformers.models.grounding_dino.modeling_grounding_dino import GroundingDinoObjectDetectionOutput
 
-from mmsr.ablation import needing_crop
-from mmsr.env import Limits, SearchEnv
-from mmsr.lab import local_tools
+from mmsr.env import SearchEnv
+from mmsr.lab import open_tools
 from mmsr.live.dino import (
     MODEL,
     REVISION,
@@ -36,10 +35,9 @@ from mmsr.live.dino import (
     turn_back,
 )
 from mmsr.presets import get_preset
-from mmsr.teacher import as_task
-from mmsr.tools.base import Box
+from mmsr.protocol import Box
+from mmsr.task import Task
 from mmsr.world.questions import make_questions
-from mmsr.world.snapshot import load_world
 
 WORDS = ("the", "flag", "on", "left", "red", "second", "from", ",")
 FIXED = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", 1012: ".", 1029: "?"}  # as BERT has them
@@ -162,7 +160,8 @@ def test_captions_are_lower_case_phrases_with_a_full_stop(loaded: Loaded) -> Non
     (ids, size), *again = grounder.model.seen
     assert not again  # an expression on a picture is looked for once
     assert grounder.processor.tokenizer.decode(ids) == "[CLS] the red flag. [SEP]" and size == (80, 160)
-    grounder.locate(Image.new("RGB", (200, 100)), "the flag " * 500)
+    pairs = [(Image.new("RGB", (200, 100)), words) for words in ("The red Flag", "the flag " * 500)]
+    assert grounder.locate_all(pairs) == [(0, 0, 200, 100)] * 2
     assert len(grounder.model.seen[1][0]) == grounder.model.config.max_text_len
 
 
@@ -191,12 +190,12 @@ def test_a_picture_stored_turned_is_looked_at_upright(loaded: Loaded, how: int) 
 
 
 def test_its_crop_is_what_an_episode_searches(loaded: Loaded) -> None:
-    world, preset = load_world(), get_preset("tiny")
-    question = needing_crop(make_questions(world, "test", 10, seed=3), 1)[0]
-    task, tools = as_task(question, world), local_tools(preset, tiny(), world)
+    preset = get_preset("tiny")
+    question = next(q for q in make_questions("test", 10, seed=3) if q.type in ("one_hop", "two_hop", "hard"))
+    task, tools = Task.of(question), open_tools(preset, tiny())
     relative = [v / side for v, side in zip(question.box, task.picture.size * 2)]
     grounder = known(loaded, (0.7, relative))
-    env = SearchEnv(replace(tools, grounder=grounder), preset.prompts, Limits(), {task.id: task})
+    env = SearchEnv(replace(tools, grounder=grounder), preset.prompts, {task.id: task})
     env.reset(task.id)
     env.step("<reason>Whose is it?</reason><img_search>the flag</img_search>")
     (turn,) = env.trajectory.turns

@@ -13,24 +13,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from measure_milvus import BLOCK, K, Pages, Vectors, exact, main
 from small_policy import tiny
 
 from mmsr.lab import open_tools
 from mmsr.live import milvus
 from mmsr.live.limits import Unavailable
 from mmsr.live.milvus import (
+    Collection,
     MilvusTextSearch,
-    Picture,
     dimension,
-    has,
     index_pages,
     index_pictures,
-    search_vector,
     world_image_search,
     world_text_search,
 )
-from mmsr.live.milvus_measure import BLOCK, K, Pages, Vectors, exact, main, page_scores, vector_scores
-from mmsr.live.outside import Sources, connect
+from mmsr.live.outside import Outside, connect
 from mmsr.presets import get_preset
 from mmsr.tools.base import Hit, ToolError
 from mmsr.tools.image import LocalImageSearch
@@ -106,14 +104,14 @@ def test_flags_are_found_as_by_the_local_engine(uri: str) -> None:
 
 
 def test_parameters_of_a_notebook_name_it(uri: str) -> None:
-    sources = Sources(search="milvus", search_url=uri, picture_search="milvus", picture_url=uri)
-    tools = open_tools(get_preset("tiny"), tiny(), WORLD, connect(sources))
+    outside = Outside(search="milvus", search_url=uri, picture_search="milvus", picture_url=uri)
+    tools = open_tools(get_preset("tiny"), tiny(), connect(outside))
     assert tools.text.search("Kenya capital", 5) == TEXT.search("Kenya capital", 5)
     flag = WORLD.flag("ke").convert("RGB")
     assert tools.image.search(flag, 5) == IMAGE.search(flag, 5)
     for address in ("", "world.sqlite"):
         with pytest.raises(ValueError, match=r"search_url must be an address such as .*, or a file that ends in \.db"):
-            Sources(search="milvus", search_url=address)
+            Outside(search="milvus", search_url=address)
 
 
 def test_the_world_is_indexed_once(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,25 +130,29 @@ def test_no_two_words_of_the_world_share_a_dimension() -> None:
 
 
 def test_equal_scores_keep_the_order_of_indexing(uri: str) -> None:
-    index_pages(uri, "three", PAGES)
-    found = MilvusTextSearch(uri, "three").search("chad", 2)
+    three = Collection(uri, "three")
+    index_pages(three, PAGES)
+    found = MilvusTextSearch(three).search("chad", 2)
     assert [hit.id for hit in found] == ["b", "c"] and found[0].score == found[1].score
     assert found[0] == Hit("b", "Chad", "Lima bean", found[0].score)
 
 
 def test_an_interrupted_indexing_leaves_nothing_and_another_replaces(uri: str) -> None:
-    def broken() -> Iterator[Picture]:
-        yield Picture("a", "A", np.array([1, 0], np.float32))
+    def broken() -> Iterator[milvus.Picture]:
+        yield "a", "A", np.array([1, 0], np.float32)
         raise KeyboardInterrupt
 
-    before = set(milvus.connect(uri).list_collections())
+    def collections() -> set[str]:
+        with milvus.client(uri) as client:
+            return set(client.list_collections())
+
+    before, two = collections(), Collection(uri, "two")
     with pytest.raises(KeyboardInterrupt):
-        index_pictures(uri, "two", broken(), 2)
-    assert set(milvus.connect(uri).list_collections()) == before
+        index_pictures(two, broken(), 2)
+    assert collections() == before
     for name in ("old", "new"):
-        index_pictures(uri, "two", [Picture(name, name, np.array([0.6, 0.8], np.float32))], 2)
-    milvus.load(uri, "two")
-    assert search_vector(uri, "two", np.array([1, 0], np.float32), 5) == [Hit("new", "new", "", 0.6)]
+        index_pictures(two, [(name, name, np.array([0.6, 0.8], np.float32))], 2)
+    assert two.load().search(np.array([1, 0], np.float32), 5) == [Hit("new", "new", "", 0.6)]
 
 
 # --- a server ---------------------------------------------------------------------------------------------------------
@@ -160,14 +162,15 @@ def test_a_server_answers_like_a_file_and_its_death_is_told(
     server: tuple[str, subprocess.Popen], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address, process = server
-    index_pages(address, "three", PAGES)
-    search = MilvusTextSearch(address, "three")
+    three, four = Collection(address, "three"), Collection(address, "four")
+    index_pages(three, PAGES)
+    search = MilvusTextSearch(three)
     assert [hit.id for hit in search.search("lima beans", 3)] == ["b", "c", "a"]
-    assert has(address, "three") and not has(address, "four")
+    assert three.exists() and not four.exists()
     with pytest.raises(ToolError, match=f"{address} has no collection 'four': index it first"):
-        MilvusTextSearch(address, "four")
+        MilvusTextSearch(four)
     with pytest.raises(ToolError, match=f"{address} refused"):
-        search_vector(address, "three", np.array([1, 0], np.float32), 5)  # a picture's vector among pages
+        three.search(np.array([1, 0], np.float32), 5)  # a picture's vector among pages
     process.kill()
     process.wait()
     monkeypatch.setattr(milvus, "SECONDS", 2.0)
@@ -180,7 +183,7 @@ def test_no_server_is_told_at_once() -> None:
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     began = time.monotonic()
     with pytest.raises(Unavailable, match=f"{address} does not answer .*: check the address, and that it runs"):
-        MilvusTextSearch(address, "three")
+        MilvusTextSearch(Collection(address, "three"))
     assert time.monotonic() - began < 60
 
 
@@ -203,7 +206,7 @@ def test_made_up_pages_and_vectors_are_the_same_each_time() -> None:
     assert pages[-4:] == list(Pages(BLOCK + 3))[-4:] and len({page.id for page in pages}) == BLOCK + 3
     assert all(len(page_words(page)) == 60 for page in pages[:50])
     assert Pages(5).queries(2) == Pages(9).queries(2) and len(words(Pages(5).queries(2)[0])) == 8
-    vectors = [picture.vector for picture in Vectors(30)]
+    vectors = [vector for _, _, vector in Vectors(30)]
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5) and np.array_equal(vectors, *Vectors(30).blocks())
 
 
@@ -212,15 +215,15 @@ def test_exact_search_is_the_local_engines() -> None:
     pages = Pages(300)
     world = type("Corpus", (), {"pages": {page.id: page for page in pages}})
     local, queries = LocalTextSearch(world), pages.queries(10)
-    scores = np.concatenate(list(page_scores(pages, queries)))
+    scores = np.concatenate(list(pages.scores(queries)))
     for query, found in zip(queries, exact([scores], K)):
         ranked = local.search(query, 300)
         assert found >= {hit.id for hit in ranked[:K] if hit.score > ranked[K - 1].score + 1e-4}
         assert found <= {hit.id for hit in ranked if hit.score >= ranked[K - 1].score - 1e-4}
     vectors, asked = Vectors(BLOCK + 50), Vectors(1).queries(3)
-    whole = np.concatenate(list(vector_scores(vectors, asked)))
+    whole = np.concatenate(list(vectors.scores(asked)))
     best = [{f"p{n}" for n in np.argsort(-whole[:, q])[:K]} for q in range(3)]
-    assert exact(vector_scores(vectors, asked), K) == best
+    assert exact(vectors.scores(asked), K) == best
 
 
 def test_a_small_size_is_measured(tmp_path: Path) -> None:

@@ -1,29 +1,36 @@
-"""The parameters for tools and large models: what they refuse, what they open, and the account that is kept."""
+"""The settings for tools and large models: what they refuse, what they open, and the account that is kept."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from local_llm import local_llm
 from local_web import LocalWeb, local_web, says
 from small_notebooks import OURS, write
-from stub_tools import PICTURE
 
-from mmsr.env import Task
-from mmsr.exam import check_benchmark
+from mmsr.live.engines import TEXT_ENGINES, moved
 from mmsr.live.limits import BudgetSpent, KeyRefused
-from mmsr.live.outside import Sources, connect, moved, record_usage
-from mmsr.live.web_text import TEXT_ENGINES
+from mmsr.live.outside import Outside, connect, record_usage
+from mmsr.presets import read_settings
 from mmsr.results import read_metrics
-from mmsr.runs.runner import RunError, RunFailed, run
+from mmsr.runs import RunFailed, UsageError
+from mmsr.runs.runner import run
 from mmsr.tools.base import FatalToolError
+from mmsr.world.snapshot import load_world
 
 ROW = {"title": "Kenya", "link": "https://example.org/ke", "snippet": "Nairobi"}
 ANSWER = {"organic": [ROW], "results": [{"url": "https://example.org/ke", "title": "Kenya", "content": "Nairobi"}]}
 HERE = {"search": "serper", "read_pages": False}
+WORLD = load_world()
+RIGHT = ("What is the capital?", ["Nairobi", "City of Nairobi"], "Nairobi")
+
+
+def outside(**values: Any) -> Outside:
+    return read_settings(Outside, values, "outside")
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +52,14 @@ def web() -> LocalWeb:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"search": "gogle"}, "search must be one of local, milvus, serper, serpapi"),
+        ({"serch": "serper"}, "outside has no key 'serch': it has search, search_url, picture_search"),
+        ({"search": "gogle"}, "search must be 'local', 'milvus', 'serper', 'serpapi'"),
         (
             {"picture_search": "serper"},
-            "picture_search must be one of local, milvus, serpapi_lens, google_vision: got 'serper'",
+            "picture_search must be 'local', 'milvus', 'serpapi_lens' or 'google_vision', not 'serper'.",
         ),
-        ({"grounder": "dinoo"}, "grounder must be one of base, dino"),
-        ({"mode": "replays", "record": "x"}, "mode must be one of live, record, replay"),
+        ({"grounder": "dinoo"}, "grounder must be 'base' or 'dino', not 'dinoo'."),
+        ({"mode": "replays", "record": "x"}, "mode must be 'live', 'record' or 'replay', not 'replays'."),
         ({"search": "serper", "search_url": "127.0.0.1:8765"}, "search_url must be an address such as http://"),
         ({"judge": "m", "llm_url": "http://me:secret@host/v1"}, "llm_url must be an address"),
         ({"search": "serper", "search_url": "http://host/?api_key=secret"}, "search_url must be an address"),
@@ -59,18 +67,29 @@ def web() -> LocalWeb:
         ({"picture_url": "http://127.0.0.1:8765"}, "picture_url is given but picture_search is local"),
         ({"mode": "record"}, "record names no file, but mode is record"),
         ({"record": "calls.sqlite"}, "record names a file, but mode is live"),
-        ({"budget_calls": -1}, "budget_calls must not be below 0: got -1"),
+        ({"budget_calls": "many"}, "outside: budget_calls must be a whole number, not 'many'."),
+        ({"budget_money": "nan"}, "budget_money must be a finite number, not 'nan'."),
+        ({"teacher_workers": 0}, "teacher_workers must be greater than or equal to 1, not 0."),
+        ({"budget_calls": -1}, "budget_calls must be greater than or equal to 0, not -1."),
         ({"budget_money": 1.0, "judge": "m"}, "give llm_price_in and llm_price_out"),
     ],
 )
 def test_values_that_cannot_be_met_are_refused_in_one_sentence(values: dict, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
-        Sources(**values)
+        outside(**values)
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
 
-def test_parameters_are_taken_by_their_names_from_among_others() -> None:
-    assert Sources.of({"search": "searxng", "seed": 3, "size": object()}) == Sources(search="searxng")
+def test_a_command_line_gives_text() -> None:
+    given = {"search": "wikimedia", "budget_calls": "20", "budget_money": "1.5", "read_pages": "false"}
+    assert outside(**given) == Outside(search="wikimedia", budget_calls=20, budget_money=1.5, read_pages=False)
+
+
+def test_fields_say_what_is_a_path_and_what_may_change_when_a_run_goes_on() -> None:
+    marks = {name: field.json_schema_extra or {} for name, field in Outside.model_fields.items()}
+    assert [name for name in marks if marks[name].get("path")] == ["search_url", "picture_url", "record"]
+    loose = ["teacher_workers", "llm_url", "budget_calls", "budget_money"]
+    assert [name for name in marks if marks[name].get("loose")] == loose
 
 
 def test_a_missing_key_is_told_at_once_and_by_name() -> None:
@@ -80,22 +99,22 @@ def test_a_missing_key_is_told_at_once_and_by_name() -> None:
         ({"judge": "gpt-4o"}, "OPENAI_API_KEY"),
     ):
         with pytest.raises(KeyRefused, match=f"set the environment variable {key}"):
-            connect(Sources(**values))
-    connect(Sources(search="wikimedia"))  # needs none
+            connect(outside(**values))
+    connect(outside(search="wikimedia"))  # needs none
 
 
 def test_a_replay_needs_its_record_and_no_key(tmp_path: Path) -> None:
     with pytest.raises(FatalToolError, match="no record at"):
-        connect(Sources(search="serper", mode="replay", record=str(tmp_path / "none")))
-    connect(Sources(search="wikimedia", mode="record", record=str(tmp_path / "calls")))
-    connect(Sources(search="serper", judge="gpt-4o", mode="replay", record=str(tmp_path / "calls")))
+        connect(outside(search="serper", mode="replay", record=str(tmp_path / "none")))
+    connect(outside(search="wikimedia", mode="record", record=str(tmp_path / "calls")))
+    connect(outside(search="serper", judge="gpt-4o", mode="replay", record=str(tmp_path / "calls")))
 
 
 def test_a_server_of_ones_own_gets_a_key_only_where_one_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     public = TEXT_ENGINES["serper"].service
     own = moved(TEXT_ENGINES["serper"], "http://127.0.0.1:1").service
     assert (own.key_env, own.price, own.base_url) == ("", 0.0, "http://127.0.0.1:1") and own.rate > public.rate
-    assert Sources(judge="m", llm_url="http://127.0.0.1:1/v1").chat_model("m").key_env == ""
+    assert outside(judge="m", llm_url="http://127.0.0.1:1/v1").chat_model("m").key_env == ""
     monkeypatch.setenv("SERPER_API_KEY", "one-that-is-set")
     paid = moved(TEXT_ENGINES["serper"], "https://proxy.example.org").service
     assert (paid.key_env, paid.price, paid.rate) == ("SERPER_API_KEY", public.price, public.rate)
@@ -106,17 +125,17 @@ def test_a_server_of_ones_own_gets_a_key_only_where_one_is_set(monkeypatch: pyte
 
 
 def test_the_notebooks_of_a_run_share_its_budget(web: LocalWeb, tmp_path: Path) -> None:
-    sources = Sources(**HERE, search_url=web.url, budget_calls=3)
-    connect(sources, tmp_path).text_search().search("a", 3)
-    second = connect(sources, tmp_path).text_search()
+    here = outside(**HERE, search_url=web.url, budget_calls=3)
+    connect(here, tmp_path).text_search(WORLD).search("a", 3)
+    second = connect(here, tmp_path).text_search(WORLD)
     second.search("b", 3)
     second.search("c", 3)
     with pytest.raises(BudgetSpent, match="budget of 3 outside calls is spent: raise it"):
         second.search("d", 3)
     assert len(web.seen) == 3
     assert json.loads((tmp_path / "outside" / "spent.json").read_text())["serper"]["calls"] == 3
-    connect(sources, tmp_path / "another").text_search().search("d", 3)  # another run has its own
-    connect(Sources(**HERE, search_url=web.url, budget_calls=4), tmp_path).text_search().search("d", 3)
+    connect(here, tmp_path / "another").text_search(WORLD).search("d", 3)  # another run has its own
+    connect(outside(**HERE, search_url=web.url, budget_calls=4), tmp_path).text_search(WORLD).search("d", 3)
 
 
 def test_money_is_counted_over_engines_and_models(
@@ -125,11 +144,11 @@ def test_money_is_counted_over_engines_and_models(
     monkeypatch.setenv("SERPER_API_KEY", "one-that-is-set")
     with local_llm() as llm:
         prices = {"llm_price_in": 100.0, "llm_price_out": 100.0, "budget_money": 0.02}
-        connection = connect(Sources(**HERE, search_url=web.url, judge="m", llm_url=llm, **prices), tmp_path)
-        connection.text_search().search("a", 3)  # $0.001
-        assert connection.judge(task("t"), "Nairobi")  # some 300 tokens
+        connection = connect(outside(**HERE, search_url=web.url, judge="m", llm_url=llm, **prices), tmp_path)
+        connection.text_search(WORLD).search("a", 3)  # $0.001
+        assert connection.judge.verdict(*RIGHT).correct  # some 300 tokens
         with pytest.raises(BudgetSpent, match=re.escape("The budget of $0.02 is spent")):
-            connection.text_search().search("b", 3)
+            connection.text_search(WORLD).search("b", 3)
 
 
 def test_what_was_asked_is_recorded_alike_live_and_in_replay(web: LocalWeb, tmp_path: Path) -> None:
@@ -137,15 +156,15 @@ def test_what_was_asked_is_recorded_alike_live_and_in_replay(web: LocalWeb, tmp_
     with local_llm() as llm:
         for mode in ("record", "replay"):
             values = {"judge": "m", "llm_url": llm, "llm_price_in": 1.0, "record": str(tmp_path / "calls")}
-            connection = connect(Sources(**HERE, search_url=web.url, mode=mode, **values), tmp_path / mode)
-            connection.text_search().search("a", 3)
-            connection.text_search().search("a", 3)
-            connection.judge(task("t"), "Nairobi")
+            connection = connect(outside(**HERE, search_url=web.url, mode=mode, **values), tmp_path / mode)
+            connection.text_search(WORLD).search("a", 3)
+            connection.text_search(WORLD).search("a", 3)
+            connection.judge.verdicts([RIGHT, RIGHT])
             told = record_usage(connection, tmp_path / mode, "04_evaluate")
             found[mode] = read_metrics(tmp_path / mode)
             kept = json.loads((tmp_path / mode / "outside" / "04_evaluate.json").read_text())
             assert kept["asked"] == {"judge": 1, "serper": 2} and "asked outside: judge 1, serper 2" in told
-            assert kept["judge"]["prompt_sha256"] == connection.judge.judge.prompt_hash in told
+            assert kept["judge"]["prompt_sha256"] == connection.judge.prompt_hash in told
             assert kept["roles"]["judge"]["model"] == "m" and kept["roles"]["judge"]["dollars"] > 0
             assert bool(kept["spent_by_the_run"]) == (mode == "record")
     assert found["record"] == found["replay"]
@@ -154,27 +173,8 @@ def test_what_was_asked_is_recorded_alike_live_and_in_replay(web: LocalWeb, tmp_
 
 
 def test_a_run_that_asks_nothing_outside_records_nothing(tmp_path: Path) -> None:
-    assert record_usage(connect(Sources(), tmp_path), tmp_path, "02_sft") == "Nothing was asked outside."
+    assert record_usage(connect(outside(), tmp_path), tmp_path, "02_sft") == "Nothing was asked outside."
     assert list(tmp_path.iterdir()) == []
-
-
-# --- the judge --------------------------------------------------------------------------------------------------------
-
-
-def task(name: str) -> Task:
-    return Task(name, "What is the capital?", PICTURE, ("Nairobi", "City of Nairobi"))
-
-
-def test_an_answer_is_judged_once_and_exact_match_stands_in_for_an_unreadable_verdict() -> None:
-    with local_llm() as llm:
-        judge = connect(Sources(judge="m", llm_url=llm)).judge
-        answers = ["nairobi", "Mombasa", "Mombasaa", "", "The Nairobi"]  # right; unreadable; wrong; none; unreadable
-        verdicts = judge.verdicts([(task("t"), answer) for answer in answers])
-        assert [verdict.label for verdict in verdicts] == ["correct", None, "incorrect", "not_attempted", None]
-        assert [judge(task("t"), answer) for answer in answers] == [True, False, False, False, True]
-        assert judge.judge.chat.usage()["calls"] == 4  # each once, and none for no answer
-        counts = {"correct": 1, "incorrect": 1, "not_attempted": 1, "unreadable": 2, "failed": 0, "exact": 2}
-        assert judge.counts() == counts
 
 
 # --- in a run ---------------------------------------------------------------------------------------------------------
@@ -182,41 +182,40 @@ def test_an_answer_is_judged_once_and_exact_match_stands_in_for_an_unreadable_ve
 SEARCHES = (
     """
 from pathlib import Path
-from mmsr.live.outside import Sources, connect
-connection = connect(Sources.of(globals()), Path(run_dir))
+from mmsr.live.outside import Outside, connect
+from mmsr.presets import read_settings
+from mmsr.world.snapshot import load_world
+connection = connect(read_settings(Outside, outside, "outside"), Path(run_dir))
 """,
     """
 # Search
 for query in ("a", "b"):
-    print(connection.text_search().search(query, 3)[0].title)
+    print(connection.text_search(load_world()).search(query, 3)[0].title)
 """,
 )
-PARAMETERS = OURS + (
-    'search = "local"\nsearch_url = ""\nread_pages = False\nrecord = ""\nmode = "live"\nbudget_calls = 0\n'
-    'benchmark = ""\ndata_dir = ""\nsample = 0\n'
-)
+PARAMETERS = OURS + 'outside = {}\nbenchmark = ""\ndata_dir: "Path" = ""\nsample = 0\n'
 
 
 def test_a_spent_budget_ends_a_notebook_in_its_cell_and_may_be_raised(web: LocalWeb, tmp_path: Path) -> None:
     write(tmp_path, "01_searches", PARAMETERS, *SEARCHES)
-    asked = {"search": "serper", "search_url": web.url, "record": str(tmp_path / "calls"), "mode": "record"}
+    asked = HERE | {"search_url": web.url, "record": str(tmp_path / "calls"), "mode": "record"}
     with pytest.raises(RunFailed) as failure:
         run([], "tiny", "r", 0, asked | {"budget_calls": 1}, tmp_path)
     said = "01_searches, cell [4] (# Search) failed with BudgetSpent: The budget of 1 outside calls is spent"
     assert said in str(failure.value)
     folder = run([], "tiny", "r", 0, asked | {"budget_calls": 2}, tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["notebooks"]["01_searches"]["parameters"]["budget_calls"] == 2
+    assert manifest["notebooks"]["01_searches"]["parameters"]["outside"]["budget_calls"] == 2
     assert manifest["outside"]["spent"]["serper"]["calls"] == len(web.seen) == 2  # the first was not asked again
 
 
 def test_a_call_that_was_not_recorded_ends_a_notebook_in_its_cell(web: LocalWeb, tmp_path: Path) -> None:
     calls = str(tmp_path / "calls")
-    sources = Sources(**HERE, search_url=web.url, mode="record", record=calls)
-    connect(sources).text_search().search("a", 3)
+    here = outside(**HERE, search_url=web.url, mode="record", record=calls)
+    connect(here).text_search(WORLD).search("a", 3)
     write(tmp_path, "01_searches", PARAMETERS, *SEARCHES)
     with pytest.raises(RunFailed) as failure:
-        run([], "tiny", "r", 0, {"search": "serper", "record": calls, "mode": "replay"}, tmp_path)
+        run([], "tiny", "r", 0, HERE | {"record": calls, "mode": "replay"}, tmp_path)
     said = r"01_searches, cell \[4\] \(# Search\) failed with ReplayMiss: The record .*calls has no answer to serper"
     assert re.search(said, str(failure.value))
 
@@ -224,16 +223,16 @@ def test_a_call_that_was_not_recorded_ends_a_notebook_in_its_cell(web: LocalWeb,
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"search": "gogle"}, "01_searches: search must be one of local, milvus, serper"),
-        ({"search": "serper"}, "01_searches: serper needs a key: set the environment variable SERPER_API_KEY."),
-        ({"benchmark": "okvqb"}, "01_searches: There is no benchmark 'okvqb'"),
-        ({"benchmark": "okvqa"}, "01_searches: data_dir must be the folder with the files of okvqa"),
-        ({"benchmark": "okvqa", "data_dir": "nowhere"}, "01_searches: data_dir must be the folder"),
+        ({"search": "gogle"}, "outside: search must be 'local', 'milvus', 'serper'"),
+        ({"search": "serper"}, "serper needs a key: set the environment variable SERPER_API_KEY."),
+        ({"benchmark": "okvqb"}, "There is no benchmark 'okvqb'"),
+        ({"benchmark": "okvqa"}, "data_dir must be the folder with the files of okvqa"),
+        ({"benchmark": "okvqa", "data_dir": "nowhere"}, "data_dir must be the folder"),
     ],
 )
 def test_what_cannot_be_had_is_told_before_anything_starts(tmp_path: Path, asked: dict, said: str) -> None:
     write(tmp_path, "01_searches", PARAMETERS, *SEARCHES)
-    with pytest.raises(RunError, match=re.escape(said)):
+    with pytest.raises(UsageError, match=re.escape(said)):
         run([], "tiny", "r", 0, asked, tmp_path)
     assert not (tmp_path / "papermill_runs").exists()
 
@@ -241,7 +240,10 @@ def test_what_cannot_be_had_is_told_before_anything_starts(tmp_path: Path, asked
 def test_paths_are_given_from_where_the_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "clone").mkdir()
     monkeypatch.chdir(tmp_path)
-    show = "from pathlib import Path\n(Path(run_dir) / 'paths').write_text(f'{record} {search_url} {data_dir}')"
+    show = """
+from pathlib import Path
+(Path(run_dir) / "paths").write_text(f"{outside['record']} {outside['search_url']} {data_dir}")
+"""
     write(tmp_path / "clone", "01_searches", PARAMETERS, show)
     asked = {"record": "calls.sqlite", "mode": "record", "search": "milvus", "search_url": "world.db"}
     folder = run([], "tiny", "r", 0, asked | {"data_dir": "/data"}, tmp_path / "clone")
@@ -249,5 +251,7 @@ def test_paths_are_given_from_where_the_command_runs(tmp_path: Path, monkeypatch
 
 
 def test_a_sample_below_nothing_is_refused(tmp_path: Path) -> None:
+    from mmsr.benchmarks.registry import check_benchmark
+
     with pytest.raises(ValueError, match="sample must be a number of questions"):
         check_benchmark("okvqa", str(tmp_path), -1)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
-import httpcore
 import pytest
 from local_web import FAST, QUICK, LocalWeb, Part, failing, fifty_megabytes, gzip_bomb, hangs, local_web, says
 
-from mmsr.live.guard import is_global, new_client
+from mmsr.live.door import Door, Service
 from mmsr.live.limits import BadAnswer, RateLimited, Refused, Unavailable
-from mmsr.live.page import PAGE, PageReader, with_pages
-from mmsr.live.replay import Call, Outside
+from mmsr.live.pages import PAGE, PageReader, with_pages
+from mmsr.live.record import Call
+from mmsr.live.wire import is_global
 from mmsr.tools.base import Hit, ToolError, keys_used
 
 HTML = (
@@ -29,7 +30,7 @@ def web() -> Iterator[LocalWeb]:
 
 def page(web: LocalWeb, *parts: Part) -> str:
     web.play(*parts)
-    return PageReader(Outside(), replace(NEAR, limits=QUICK) if hangs in parts else NEAR).read(web.url + "/a?b=c")
+    return PageReader(Door(), replace(NEAR, limits=QUICK) if hangs in parts else NEAR).read(web.url + "/a?b=c")
 
 
 def test_page_is_read(web: LocalWeb) -> None:
@@ -79,9 +80,9 @@ def test_page_troubles_are_never_fatal(web: LocalWeb, part: Part, kind: type[Too
 def test_a_hit_without_its_page_keeps_the_snippet(web: LocalWeb) -> None:
     web.play(says(404, ""))
     hits = [Hit("a", "A", "snippet a", 1.0, web.url + "/a"), Hit("b", "B", "snippet b", 0.5)]
-    assert with_pages(hits, PageReader(Outside(), NEAR)) == hits
+    assert with_pages(hits, PageReader(Door(), NEAR)) == hits
     web.play(says(200, HTML, Content_Type="text/html"))
-    read = with_pages(hits, PageReader(Outside(), NEAR))
+    read = with_pages(hits, PageReader(Door(), NEAR))
     assert [hit.text for hit in read] == ["Nairobi is the capital of Kenya.", "snippet b"]
 
 
@@ -89,22 +90,21 @@ def test_page_keys_are_logged_in_order(web: LocalWeb) -> None:
     web.play(says(404, ""))
     hits = [Hit(name, name, "", 1.0, f"{web.url}/{name}") for name in "abcdef"]
     with keys_used() as keys:
-        with_pages(hits, PageReader(Outside(), NEAR))
+        with_pages(hits, PageReader(Door(), NEAR))
     assert keys == [Call("page", 1, "GET", {"url": hit.url}).key for hit in hits]
 
 
 def test_a_proxy_of_the_environment_is_used_but_not_for_pages(web: LocalWeb, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", web.url.replace("//", "//me:word@"))
     monkeypatch.delenv("no_proxy", raising=False)
-    with new_client(global_only=False) as http:
-        web.play(says(200, "{}"))
-        http.get("http://engine.example/x")
-        assert web.seen[0].path == "http://engine.example/x"
-        assert web.seen[0].headers["proxy-authorization"].startswith("Basic ")
-        http.get(f"{web.url}/near")
-        assert web.seen[1].path == "/near"
-    with new_client(global_only=True) as http, pytest.raises((ToolError, httpcore.ConnectError)):
-        http.get("http://engine.example/x", timeout=1)
+    engine = Door().open(Service("engine", "http://engine.example", limits=FAST))
+    web.play(says(200, "{}"))
+    engine.get("/x")
+    assert web.seen[0].path == "http://engine.example/x"
+    assert web.seen[0].headers["proxy-authorization"].startswith("Basic ")
+    engine.get(f"{web.url}/near")
+    assert web.seen[1].path == "/near"
+    failing(lambda: PageReader(Door(), replace(PAGE, limits=FAST)).read("http://engine.example/x"), Unavailable)
     assert len(web.seen) == 2
 
 
@@ -112,16 +112,32 @@ def test_a_proxy_of_the_environment_is_used_but_not_for_pages(web: LocalWeb, mon
 def test_local_addresses_are_not_fetched(web: LocalWeb, host: str) -> None:
     web.play(says(200, HTML))
     port = web.url.rsplit(":", 1)[1]
-    reader = PageReader(Outside(), replace(PAGE, limits=FAST))
+    reader = PageReader(Door(), replace(PAGE, limits=FAST))
     failing(lambda: reader.read(f"http://{host}:{port}/"), Refused)
     assert web.seen == []
+
+
+def test_a_name_with_one_address_inside_is_not_fetched(web: LocalWeb, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in DNS rebinding, whichever address comes first."""
+    web.play(says(200, HTML))
+    for answer in (["127.0.0.1", "8.8.8.8"], ["8.8.8.8", "127.0.0.1"]):
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in answer]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, found=found, **kwargs: found)
+        reader = PageReader(Door(), replace(PAGE, limits=FAST))
+        assert "127.0.0.1" in str(failing(lambda reader=reader: reader.read("http://mixed.example/"), Refused))
+    assert len(web.seen) == 0
+
+
+def test_a_redirect_to_an_address_inside_is_not_followed(web: LocalWeb) -> None:
+    failing(lambda: page(web, says(302, "", Location=f"{web.url}/inside")), Refused)
+    assert [seen.path for seen in web.seen] == ["/a?b=c"]
 
 
 @pytest.mark.parametrize(
     "url", ["file:///etc/passwd", "ftp://a.example/", "gopher://a", "data:text/html,x", "//a.example"]
 )
 def test_only_the_web_is_read(url: str) -> None:
-    failing(lambda: PageReader(Outside()).read(url), Refused)
+    failing(lambda: PageReader(Door()).read(url), Refused)
 
 
 @pytest.mark.parametrize(

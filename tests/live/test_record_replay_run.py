@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import pytest
 from local_llm import local_llm
 
-from mmsr.live.outside import Sources
 from mmsr.live.serve import running
 from mmsr.results import compare, read_metrics
 from mmsr.runs.ask import SHIPPED
-from mmsr.runs.notebooks import read_notebook
 from mmsr.runs.runner import run
 from mmsr.tools.image import LocalImageSearch
 from mmsr.tools.text import LocalTextSearch
@@ -24,11 +22,19 @@ from mmsr.world.snapshot import load_world
 
 KIT = Path(__file__).parents[2] / "notebooks"
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "benchmarks"
-SMALLER = """
-from dataclasses import replace
-size = replace(size, data_questions=24, data_examples=8, sft_epochs=10, sft_batch=4, sft_lr=3e-3,
-               new_tokens=72, grpo_steps=1, generations=2, micro_batch=4, eval_questions=10, ablation_questions=3)
-"""
+SMALLER: dict[str, object] = {
+    "data_questions": 24,
+    "data_examples": 8,
+    "sft_epochs": 10,
+    "sft_batch": 4,
+    "sft_lr": 3e-3,
+    "new_tokens": 72,
+    "grpo_steps": 1,
+    "generations": 2,
+    "micro_batch": 4,
+    "eval_questions": 10,
+    "ablation_questions": 3,
+}
 
 
 @dataclass
@@ -43,9 +49,9 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     root = tmp_path_factory.mktemp("clone")
-    smaller_notebooks(root / "notebooks")
+    shutil.copytree(KIT, root / "notebooks")
     world = load_world()
-    asked: dict[str, object] = {
+    asked: dict[str, object] = SMALLER | {
         "search": "serper",
         "picture_search": "serpapi_lens",
         "judge": "by-letters",
@@ -66,17 +72,6 @@ def five_notebooks(root: Path, name: str, asked: Mapping[str, object]) -> Path:
     shutil.rmtree(folder / "sft" / "adapter")
     shutil.copytree(SHIPPED, folder / "sft" / "adapter")
     return run(["03", "04", "05"], "smoke", name, 0, asked, root)
-
-
-def smaller_notebooks(folder: Path) -> None:
-    """The kit's notebooks with smaller numbers still than the preset's; nothing else differs."""
-    folder.mkdir()
-    for path in sorted(KIT.glob("*.ipynb")):
-        node = nbformat.read(path, as_version=4)
-        [cell] = [c for c in node.cells if "size = get_preset(" in c.source]
-        line = next(line for line in cell.source.splitlines() if line.startswith("size = get_preset("))
-        cell.source = cell.source.replace(line, line + SMALLER)
-        nbformat.write(node, folder / path.name)
 
 
 def test_a_recorded_run_replays_to_the_last_digit(runs: Runs) -> None:
@@ -128,7 +123,7 @@ def test_a_public_benchmark_is_examined(runs: Runs) -> None:
     with local_llm() as llm:
         asked = {"benchmark": "okvqa", "data_dir": str(FIXTURES / "okvqa"), "adapters": str(runs.recorded)}
         models = {"judge": "by-letters", "summary": "copies", "llm_url": llm}
-        folder = run(["04"], "smoke", "okvqa", 0, asked | models, runs.root)
+        folder = run(["04"], "smoke", "okvqa", 0, SMALLER | asked | models, runs.root)
     metrics = read_metrics(folder)
     for workflow in ("direct", "rag", "prompted", "sft", "grpo"):
         for score in ("okvqa/vqa_accuracy", "okvqa/exact_match", "okvqa/judge_accuracy", "accuracy", "searches"):
@@ -136,10 +131,3 @@ def test_a_public_benchmark_is_examined(runs: Runs) -> None:
     assert metrics["eval/rag/searches"].value == 2
     assert not any(name.startswith("eval/teacher") or "evidence" in name for name in metrics)
     assert (folder / "eval" / "trajectories.html").exists() and (folder / "figures" / "by_type.png").exists()
-
-
-def test_the_parameters_have_the_same_names_everywhere() -> None:
-    for path in sorted(KIT.glob("*.ipynb")):
-        defaults = read_notebook(path).defaults
-        assert Sources.of(defaults) == Sources()
-        assert {field.name for field in fields(Sources)} - {"teacher"} <= set(defaults), path.name

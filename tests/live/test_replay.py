@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmsr.live.door import Door, ReplayMiss
 from mmsr.live.limits import BadAnswer, Budget, BudgetSpent, RateLimited, Unavailable
-from mmsr.live.replay import Call, Outside, ReplayMiss, export_jsonl, import_jsonl, stats
+from mmsr.live.record import Call, export_jsonl, import_jsonl, stats
 from mmsr.tools.base import FatalToolError, ToolError, keys_used
 
 CALL = Call("serper", 1, "POST /search", {"q": "Kenya", "num": 10})
@@ -45,16 +46,16 @@ def never() -> str:
 
 
 def test_live_keeps_nothing() -> None:
-    outside = Outside()
-    assert outside.answer(CALL, says("one")) == "one"
-    assert outside.answer(CALL, says("two")) == "two"
+    door = Door()
+    assert door.answer(CALL, says("one")) == "one"
+    assert door.answer(CALL, says("two")) == "two"
 
 
 def test_record_asks_once_and_replay_never(file: Path) -> None:
-    record = Outside("record", file)
+    record = Door("record", file)
     assert record.answer(CALL, says("one ☃ \ud800")) == record.answer(CALL, never) == "one ☃ ?"
-    assert Outside("record", file).answer(CALL, never) == "one ☃ ?"
-    assert Outside("replay", file).answer(CALL, never) == "one ☃ ?"
+    assert Door("record", file).answer(CALL, never) == "one ☃ ?"
+    assert Door("replay", file).answer(CALL, never) == "one ☃ ?"
 
 
 @pytest.mark.parametrize(
@@ -68,34 +69,34 @@ def test_record_asks_once_and_replay_never(file: Path) -> None:
     ],
 )
 def test_a_miss_names_the_request(file: Path, other: Call) -> None:
-    Outside("record", file).answer(CALL, says("one"))
+    Door("record", file).answer(CALL, says("one"))
     with pytest.raises(ReplayMiss) as caught:
-        Outside("replay", file).answer(other, never)
+        Door("replay", file).answer(other, never)
     assert isinstance(caught.value, FatalToolError)
     assert all(part in str(caught.value) for part in (str(file), other.backend, other.path, "enya", other.key[:12]))
 
 
 def test_errors_replay_as_they_were(file: Path) -> None:
-    record = Outside("record", file)
+    record = Door("record", file)
     for call, error in ((CALL, RateLimited("slow down.", 3.0)), (replace(CALL, version=2), BadAnswer("broken."))):
         with pytest.raises(type(error)):
             record.answer(call, fails(error))
         with pytest.raises(type(error), match=str(error)):
-            Outside("replay", file).answer(call, never)
+            Door("replay", file).answer(call, never)
 
 
 def test_one_request_has_one_outcome_in_a_run(file: Path) -> None:
-    run = Outside("record", file)
+    run = Door("record", file)
     with pytest.raises(Unavailable):
         run.answer(CALL, fails(Unavailable("down.")))
     with pytest.raises(Unavailable):
         run.answer(CALL, never)  # else the run would see what its replay cannot show
-    assert Outside("record", file).answer(CALL, says("up")) == "up"  # the next run asks again
-    assert Outside("replay", file).answer(CALL, never) == "up"
+    assert Door("record", file).answer(CALL, says("up")) == "up"  # the next run asks again
+    assert Door("replay", file).answer(CALL, never) == "up"
 
 
 def test_an_answer_of_another_process_wins_over_an_error(file: Path) -> None:
-    here, there = Outside("record", file), Outside("record", file)
+    here, there = Door("record", file), Door("record", file)
 
     def ask() -> str:
         there.answer(CALL, says("up"))
@@ -106,13 +107,13 @@ def test_an_answer_of_another_process_wins_over_an_error(file: Path) -> None:
 
 def test_fatal_errors_are_not_recorded(file: Path) -> None:
     with pytest.raises(BudgetSpent):
-        Outside("record", file).answer(CALL, fails(BudgetSpent("spent.")))
+        Door("record", file).answer(CALL, fails(BudgetSpent("spent.")))
     with pytest.raises(ReplayMiss):
-        Outside("replay", file).answer(CALL, never)
+        Door("replay", file).answer(CALL, never)
 
 
 def test_rollouts_with_one_query_pay_once(file: Path) -> None:
-    outside, asked = Outside("record", file), []
+    door, asked = Door("record", file), []
 
     def ask() -> str:
         asked.append(threading.get_ident())
@@ -120,14 +121,14 @@ def test_rollouts_with_one_query_pay_once(file: Path) -> None:
         return str(len(asked))
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: outside.answer(CALL, ask), range(16)))
+        answers = list(pool.map(lambda _: door.answer(CALL, ask), range(16)))
     assert len(asked) == 1 and set(answers) == {"1"}
 
 
 def _record_many(arguments: tuple[str, int]) -> list[str]:
     file, worker = arguments
-    outside = Outside("record", Path(file))
-    return [outside.answer(replace(CALL, body={"q": i}), says(f"{worker}")) for i in range(25)]
+    door = Door("record", Path(file))
+    return [door.answer(replace(CALL, body={"q": i}), says(f"{worker}")) for i in range(25)]
 
 
 def test_processes_share_a_record(file: Path) -> None:
@@ -138,49 +139,49 @@ def test_processes_share_a_record(file: Path) -> None:
 
 
 def test_keys_used(file: Path) -> None:
-    outside = Outside("record", file)
+    door = Door("record", file)
     with keys_used() as keys:
-        outside.answer(CALL, says("one"))
-        outside.answer(CALL, never)
-    outside.answer(replace(CALL, version=2), says("two"))
+        door.answer(CALL, says("one"))
+        door.answer(CALL, never)
+    door.answer(replace(CALL, version=2), says("two"))
     assert keys == [CALL.key, CALL.key]
 
 
 def test_pickles(file: Path) -> None:
-    outside = pickle.loads(pickle.dumps(Outside("record", file, Budget(calls=3, money=1.5))))
-    assert (outside.mode, outside.file, outside.budget.calls, outside.budget.money) == ("record", file, 3, 1.5)
+    door = pickle.loads(pickle.dumps(Door("record", file, Budget(calls=3, money=1.5))))
+    assert (door.mode, door.file, door.budget.calls, door.budget.money) == ("record", file, 3, 1.5)
 
 
 def test_wrong_files_and_modes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no mode"):
-        Outside("cached", tmp_path / "x")  # type: ignore[arg-type]
+        Door("cached", tmp_path / "x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="file"):
-        Outside("record")
+        Door("record")
     with pytest.raises(FatalToolError, match="no record at"):
-        Outside("replay", tmp_path / "missing")
+        Door("replay", tmp_path / "missing")
     (tmp_path / "text").write_text("this is not a database, but long enough to be taken for one" * 20)
     for mode in ("record", "replay"):
         with pytest.raises(FatalToolError, match="text"):
-            Outside(mode, tmp_path / "text")  # type: ignore[arg-type]
+            Door(mode, tmp_path / "text")  # type: ignore[arg-type]
     with sqlite3.connect(tmp_path / "newer") as connection:
         connection.execute("PRAGMA user_version=9")
     with pytest.raises(FatalToolError, match="version"):
-        Outside("replay", tmp_path / "newer")
+        Door("replay", tmp_path / "newer")
 
 
 def test_export_and_import(file: Path, tmp_path: Path) -> None:
-    outside = Outside("record", file)
-    outside.answer(CALL, says("one ☃\n"))
-    outside.answer(replace(CALL, backend="judge", body={"messages": [{"content": "ü"}]}, pictures=("ab",)), says("yes"))
+    door = Door("record", file)
+    door.answer(CALL, says("one ☃\n"))
+    door.answer(replace(CALL, backend="judge", body={"messages": [{"content": "ü"}]}, pictures=("ab",)), says("yes"))
     with pytest.raises(Unavailable):
-        outside.answer(replace(CALL, backend="page"), fails(Unavailable("down.")))
+        door.answer(replace(CALL, backend="page"), fails(Unavailable("down.")))
     assert export_jsonl(file, tmp_path / "a.jsonl") == 3
     copy = tmp_path / "copy.sqlite"
     assert import_jsonl(copy, tmp_path / "a.jsonl") == {"added": 3, "left": 0}
     assert import_jsonl(copy, tmp_path / "a.jsonl") == {"added": 0, "left": 3}
     export_jsonl(copy, tmp_path / "b.jsonl")
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
-    assert Outside("replay", copy).answer(CALL, never) == "one ☃\n"
+    assert Door("replay", copy).answer(CALL, never) == "one ☃\n"
     assert {name: (row["calls"], row["errors"]) for name, row in stats(copy).items()} == {
         "judge": (1, 0),
         "page": (1, 1),
@@ -202,9 +203,9 @@ def test_export_and_import(file: Path, tmp_path: Path) -> None:
     ],
 )
 def test_import_names_the_broken_line(file: Path, tmp_path: Path, broken: str) -> None:
-    outside = Outside("record", file)
+    door = Door("record", file)
     for i in range(2):
-        outside.answer(replace(CALL, body=i), says("one"))
+        door.answer(replace(CALL, body=i), says("one"))
     export_jsonl(file, tmp_path / "a.jsonl")
     first, second = (tmp_path / "a.jsonl").read_text().splitlines()
     if broken == "tampered":

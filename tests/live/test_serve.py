@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +13,11 @@ import httpx
 import pytest
 from PIL import Image
 
-from mmsr.live.page import PAGE, PageReader
-from mmsr.live.replay import Outside, ReplayMiss
+from mmsr.live import serve
+from mmsr.live.door import Door, ReplayMiss
+from mmsr.live.engines import IMAGE_ENGINES, TEXT_ENGINES, WebSearch, jpeg, moved
+from mmsr.live.pages import PAGE, PageReader
 from mmsr.live.serve import MAX_UPLOAD, running
-from mmsr.live.web_image import image_search, jpeg
-from mmsr.live.web_text import WorldHits, text_search
 from mmsr.tools.base import Hit, ToolError
 from mmsr.tools.image import LocalImageSearch
 from mmsr.tools.text import LocalTextSearch
@@ -56,13 +56,18 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "any")
 
 
+def web_search(name: str, door: Door, address: str, reader: PageReader | None = None, names: Container[str] = ()):
+    """An engine of our own web tools, moved to an address."""
+    return WebSearch(moved((TEXT_ENGINES | IMAGE_ENGINES)[name], address), door, reader, names)
+
+
 def flag(world: World, iso: str = "ke") -> Image.Image:
     return world.flag(iso).convert("RGB")
 
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_text_engines_find_what_the_local_one_finds(name: str, address: str, local: tuple, world: World) -> None:
-    hits = WorldHits(text_search(name, Outside(), address), world.pages).search(QUERY, 5)
+    hits = web_search(name, Door(), address, names=world.pages).search(QUERY, 5)
     expected = local[0].search(QUERY, 5)
     assert [hit.id for hit in hits] == [hit.id for hit in expected]
     assert [(hit.title, hit.text) for hit in hits] == [(hit.title, hit.text) for hit in expected]
@@ -71,39 +76,39 @@ def test_text_engines_find_what_the_local_one_finds(name: str, address: str, loc
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_text_engines_find_nothing(name: str, address: str) -> None:
-    assert text_search(name, Outside(), address).search("zzzz qqqq", 5) == []
+    assert web_search(name, Door(), address).search("zzzz qqqq", 5) == []
 
 
 def test_lens_finds_the_flag(address: str, world: World, local: tuple) -> None:
     names = {flag.iso for flag in world.flags}
-    hits = WorldHits(image_search("serpapi_lens", Outside(), address), names).search(flag(world), 5)
+    hits = web_search("serpapi_lens", Door(), address, names=names).search(flag(world), 5)
     assert hits[0].id == "ke" and hits[0].title == "Flag of Kenya" and len(hits) == 5
     assert hits[0].id == local[1].search(flag(world), 1)[0].id
 
 
 def test_pages_that_results_name_are_read(address: str, world: World) -> None:
-    outside = Outside()
-    reader = PageReader(outside, replace(PAGE, near=True, rate=1000.0))
-    hits = text_search("serper", outside, address, reader).search(QUERY, 3)
+    door = Door()
+    reader = PageReader(door, replace(PAGE, near=True, rate=1000.0))
+    hits = web_search("serper", door, address, reader).search(QUERY, 3)
     for hit in hits:
         page = world.pages[hit.id.removeprefix(f"{address}/page/")]
         assert page.title in hit.text and page.text in hit.text
-    shown = image_search("serpapi_lens", outside, address, reader).search(flag(world), 1)
+    shown = web_search("serpapi_lens", door, address, reader).search(flag(world), 1)
     assert "Flag of Kenya" in shown[0].text
 
 
 def test_record_then_replay_with_the_server_gone(world: World, local: tuple, tmp_path: Path) -> None:
-    def run(outside: Outside, url: str) -> list[list[Hit]]:
-        reader = PageReader(outside, replace(PAGE, near=True, rate=1000.0))
-        found = [text_search(name, outside, url, reader).search(QUERY, 3) for name in ENGINES]
-        return [*found, image_search("serpapi_lens", outside, url).search(flag(world), 3)]
+    def run(door: Door, url: str) -> list[list[Hit]]:
+        reader = PageReader(door, replace(PAGE, near=True, rate=1000.0))
+        found = [web_search(name, door, url, reader).search(QUERY, 3) for name in ENGINES]
+        return [*found, web_search("serpapi_lens", door, url).search(flag(world), 3)]
 
     with running(world, *local) as url:
-        recorded = run(Outside("record", tmp_path / "calls"), url)
-    replay = Outside("replay", tmp_path / "calls")
+        recorded = run(Door("record", tmp_path / "calls"), url)
+    replay = Door("replay", tmp_path / "calls")
     assert run(replay, url) == recorded
     with pytest.raises(ReplayMiss, match="Peru"):
-        text_search("serper", replay, url).search("Peru capital", 3)
+        web_search("serper", replay, url).search("Peru capital", 3)
 
 
 def test_searchr1_batches(address: str) -> None:
@@ -124,6 +129,17 @@ def test_serper_lens_by_addresses_it_may_open(address: str, world: World) -> Non
         assert organic[0]["title"] == "Flag of Kenya" and organic[0]["link"] == f"{address}/page/ke"
         assert Image.open(io.BytesIO(httpx.get(organic[0]["imageUrl"]).content)).width == 100
     assert httpx.get(urls[2]).status_code == 200
+
+
+def test_uploads_are_forgotten(address: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "KEPT_UPLOADS", 2)
+    files = {"image": jpeg(flag(world), MAX_UPLOAD)}
+    names = [httpx.post(f"{address}/image", files=files).json()["image_id"] for _ in range(3)]
+    assert [httpx.get(f"{address}/image/{name}").status_code for name in names] == [404, 200, 200]
+    monkeypatch.setattr(serve, "KEPT_SECONDS", 0.0)
+    asked = {"engine": "google_lens", "image_id": names[2]}
+    assert httpx.get(f"{address}/image/{names[2]}").status_code == 404
+    assert httpx.get(f"{address}/search.json", params=asked).status_code == 400
 
 
 @pytest.mark.parametrize(

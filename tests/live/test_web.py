@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
 
+import httpx
 import pytest
 from local_web import (
     FAST,
@@ -29,7 +30,8 @@ from local_web import (
 )
 from PIL import Image
 
-from mmsr.live.fetch import Client, Service
+from mmsr.live.door import Door, Service
+from mmsr.live.engines import IMAGE_ENGINES, TEXT_ENGINES, WebSearch, jpeg, plain
 from mmsr.live.limits import (
     BadAnswer,
     Budget,
@@ -42,10 +44,8 @@ from mmsr.live.limits import (
     TokenBucket,
     Unavailable,
 )
-from mmsr.live.replay import Outside, export_jsonl
-from mmsr.live.web_image import IMAGE_ENGINES, WebImageSearch, jpeg
-from mmsr.live.web_text import TEXT_ENGINES, WebTextSearch, at, plain
-from mmsr.tools.base import FatalToolError, Hit, ToolError
+from mmsr.live.record import export_jsonl
+from mmsr.tools.base import FatalToolError, Hit, ToolError, keys_used
 from mmsr.tools.picture import picture_key, read_picture
 
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((60, 40))
@@ -130,6 +130,19 @@ CASES = {
 }
 
 
+# How records have known these searches, for "Kenya capital" or our picture, since their first version.
+RECORDED = {
+    "serper": "8b4a789afa8b",
+    "serpapi": "45f8701e3765",
+    "brave": "e144a2425ad9",
+    "searxng": "9c00d18f5ce4",
+    "wikimedia": "8b0a5c40c6da",
+    "searchr1": "3e94389e24a9",
+    "serpapi_lens": "36a5f9ddf602",
+    "google_vision": "4fde45fc6f86",
+}
+
+
 @pytest.fixture(scope="module")
 def web() -> Iterator[LocalWeb]:
     with local_web() as server:
@@ -145,17 +158,16 @@ def keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def near(engine: Any, url: str, limits: Limits) -> Any:
-    engine = at(engine, url)
-    return replace(engine, service=replace(engine.service, limits=limits, rate=1000.0))
+    return replace(engine, service=replace(engine.service, base_url=url, limits=limits, rate=1000.0))
 
 
-def search(name: str, web: LocalWeb, outside: Outside | None = None, query: str = "Kenya capital") -> list[Hit]:
-    outside = outside or Outside()
+def search(name: str, web: LocalWeb, door: Door | None = None, query: str = "Kenya capital") -> list[Hit]:
+    door = door or Door()
     limits = QUICK if hangs in web.script else FAST
     if name in TEXT_ENGINES:
-        return WebTextSearch(near(TEXT_ENGINES[name], web.url, limits), outside).search(query, 2)
+        return WebSearch(near(TEXT_ENGINES[name], web.url, limits), door).search(query, 2)
     picture = PICTURE.resize((60 + len(query), 40))
-    return WebImageSearch(near(IMAGE_ENGINES[name], web.url, limits), outside).search(picture, 2)
+    return WebSearch(near(IMAGE_ENGINES[name], web.url, limits), door).search(picture, 2)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -182,6 +194,12 @@ class TestContract:
         if name == "serpapi_lens":
             assert SECRET.encode() in web.seen[0].body and "api_key" not in web.seen[0].path
             assert "api_key=" in web.seen[1].path and "image_id=abc" in web.seen[1].path
+
+    def test_records_made_before_are_found(self, name: str, web: LocalWeb) -> None:
+        web.play(*CASES[name].success)
+        with keys_used() as keys:
+            search(name, web)
+        assert [key[:12] for key in keys] == [RECORDED[name]]
 
     def test_empty(self, name: str, web: LocalWeb) -> None:
         web.play(*CASES[name].empty)
@@ -246,16 +264,16 @@ class TestContract:
         """The server echoes the key it was sent; no record, log line, error or traceback shows it."""
         caplog.set_level(logging.DEBUG)
         echoed = SECRET if CASES[name].key_at else "nothing"
-        outside = Outside("record", tmp_path / "calls.sqlite")
+        door = Door("record", tmp_path / "calls.sqlite")
         web.play(says(200, {"echo": echoed, "image_id": "abc", "result": [[]], "responses": []}))
-        assert search(name, web, outside) == []
+        assert search(name, web, door) == []
         for number, trouble in enumerate([says(500, echoed), says(401, {"error": f"bad key {echoed}"}), hangs]):
             web.play(trouble)
             try:
-                search(name, web, outside, "query" + "." * number)
+                search(name, web, door, "query" + "." * number)
             except ToolError as error:
                 assert SECRET not in "".join(traceback.format_exception(error))
-        export_jsonl(outside.file, tmp_path / "calls.jsonl")
+        export_jsonl(door.file, tmp_path / "calls.jsonl")
         for shown in (SECRET, "sk-Very", "Secret%2BKey"):
             assert shown not in (tmp_path / "calls.jsonl").read_text()
             assert shown not in caplog.text
@@ -264,21 +282,21 @@ class TestContract:
 # --- the floor under them ---------------------------------------------------------------------------------------------
 
 
-def client(web: LocalWeb, **changes: Any) -> Client:
-    return Client(Service("test", web.url, **({"limits": FAST, "rate": 1000.0} | changes)), Budget())
+def client(web: LocalWeb, **changes: Any) -> httpx.Client:
+    return Door().open(Service("test", web.url, **({"limits": FAST, "rate": 1000.0} | changes)))
 
 
 def test_retry_after_is_waited_for(web: LocalWeb) -> None:
     web.play(says(429, "", Retry_After="1"), says(200, "[]"))
     started = time.monotonic()
-    assert client(web).send("GET", "/").status == 200
+    assert client(web).get("/").status_code == 200
     assert 1.0 <= time.monotonic() - started < 2.0
 
 
 def test_retry_after_as_a_date(web: LocalWeb) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
     web.play(says(503, "", Retry_After=date))
-    error = failing(lambda: client(web).send("GET", "/"), Unavailable)
+    error = failing(lambda: client(web).get("/"), Unavailable)
     assert error.retry_after is not None and 3500 < error.retry_after <= 3600
 
 
@@ -286,14 +304,14 @@ def test_retry_after_as_a_date(web: LocalWeb) -> None:
 def test_a_stream_that_does_not_end(web: LocalWeb, part: Part) -> None:
     web.play(part)
     if part is drips:
-        failing(lambda: client(web, limits=QUICK).send("GET", "/"), Unavailable, 1.0)
+        failing(lambda: client(web, limits=QUICK).get("/"), Unavailable, 1.0)
     else:
-        failing(lambda: client(web).send("GET", "/"), BadAnswer, 1.5)
+        failing(lambda: client(web).get("/"), BadAnswer, 1.5)
 
 
 def test_nobody_listens() -> None:
     closed = replace(TEXT_ENGINES["searxng"].service, base_url="http://127.0.0.1:1", limits=FAST)
-    assert "could not be reached" in str(failing(lambda: Client(closed, Budget()).send("GET", "/"), Unavailable))
+    assert "could not be reached" in str(failing(lambda: Door().open(closed).get("/"), Unavailable))
 
 
 def test_missing_and_broken_keys(web: LocalWeb, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,20 +353,20 @@ def test_searxng_without_json(web: LocalWeb) -> None:
 
 def test_budget_of_calls_counts_retries(web: LocalWeb) -> None:
     web.play(says(500, ""), says(200, {"organic": []}))
-    outside = Outside(budget=Budget(calls=3))
-    search("serper", web, outside)
-    search("serper", web, outside)
-    failing(lambda: search("serper", web, outside), BudgetSpent)
+    door = Door(budget=Budget(calls=3))
+    search("serper", web, door)
+    search("serper", web, door)
+    failing(lambda: search("serper", web, door), BudgetSpent)
     assert len(web.seen) == 3
-    assert outside.budget.summary() == {"serper": {"calls": 3, "money": pytest.approx(0.002)}}
+    assert door.budget.summary() == {"serper": {"calls": 3, "money": pytest.approx(0.002)}}
 
 
 def test_budget_of_money(web: LocalWeb) -> None:
     web.play(says(200, {"organic": []}))
-    outside = Outside(budget=Budget(money=0.0015))
-    search("serper", web, outside)
-    search("serper", web, outside)
-    assert "$0.00" in str(failing(lambda: search("serper", web, outside), BudgetSpent))
+    door = Door(budget=Budget(money=0.0015))
+    search("serper", web, door)
+    search("serper", web, door)
+    assert "$0.00" in str(failing(lambda: search("serper", web, door), BudgetSpent))
 
 
 def test_token_bucket_paces() -> None:
@@ -361,8 +379,9 @@ def test_token_bucket_paces() -> None:
 
 def test_cookies_are_not_kept(web: LocalWeb) -> None:
     web.play(says(200, "{}", Set_Cookie="session=1; Path=/"))
+    http = client(web)
     for _ in range(2):
-        client(web).send("GET", "/")
+        http.get("/")
     assert "cookie" not in web.seen[1].headers
 
 

@@ -14,7 +14,8 @@ from PIL import ExifTags, Image
 from mmsr import __main__ as cli
 from mmsr.env import TurnRecord
 from mmsr.policy import add_lora, load_policy
-from mmsr.runs.ask import SHIPPED, AskError, ask, find_agent, printable, read_file, read_parameters, turn_text
+from mmsr.runs import UsageError
+from mmsr.runs.ask import SHIPPED, ask, find_agent, printable, read_file, turn_text
 from mmsr.world.questions import make_questions
 from mmsr.world.snapshot import load_world
 
@@ -88,22 +89,23 @@ def test_a_run_gives_its_agent_and_its_preset(adapter: Path, tmp_path: Path) -> 
     (run / "sft" / "adapter").symlink_to(adapter)
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "qwen").mkdir()
-    state = {"preset": "qwen3b", "notebooks": {"01": {"parameters": {}}, "02": {"parameters": {"model": "../qwen"}}}}
+    sizes = {"policy": "../qwen", "new_tokens": 96}
+    state = {"preset": "qwen3b", "notebooks": {"01": {"parameters": {}}, "02": {"parameters": {"sizes": sizes}}}}
     (run / "state.json").write_text(json.dumps(state))
     agent = find_agent(run=run)
     assert agent.preset.name == "qwen3b" and Path(agent.preset.policy).samefile(tmp_path / "qwen")
-    assert agent.adapter == run / "sft" / "adapter"
+    assert agent.adapter == run / "sft" / "adapter" and agent.preset.new_tokens == 96
     (run / "grpo").mkdir()
     (run / "grpo" / "adapter").symlink_to(adapter)
-    assert find_agent("tiny", run=run, model="tiny").adapter == run / "grpo" / "adapter"
+    assert find_agent("tiny", run=run, given={"policy": "tiny"}).adapter == run / "grpo" / "adapter"
     assert find_agent("qwen7b").adapter is None  # the base, prompted
 
 
 def test_the_shipped_agent_speaks_the_protocol_on_a_picture_of_its_world() -> None:
-    question = next(q for q in make_questions(load_world(), "test", 20, seed=7) if q.type == "one_hop")
+    question = next(q for q in make_questions("test", 20, seed=7) if q.type == "one_hop")
     agent = find_agent()
     assert agent.preset.name == "tiny" and agent.adapter == SHIPPED
-    episode = ask(agent, question.scene(load_world()).picture, question.text)
+    episode = ask(agent, question.draw(), question.text)
     assert episode.trajectory.end == "answer" and episode.trajectory.searches("img_search") == 1
     assert episode.trajectory.turns[0].box
 
@@ -149,7 +151,7 @@ def test_what_cannot_be_asked_is_said(
     assert "read_pages must be true or false" in refused(capsys, str(flags), "What?", *good, "-p", "read_pages=maybe")
     monkeypatch.delenv("SERPER_API_KEY", raising=False)
     assert "SERPER_API_KEY" in refused(capsys, str(flags), "What?", *good, "-p", "search=serper")
-    nothing = ("--preset", "qwen3b", "-p", f"model={tmp_path}")
+    nothing = ("--preset", "qwen3b", "-p", f"policy={tmp_path}")
     assert f"the policy {tmp_path} could not be loaded" in refused(capsys, str(flags), "What?", *nothing)
     wrong = tmp_path / "wrong"
     wrong.mkdir()
@@ -164,15 +166,17 @@ def test_what_cannot_be_asked_is_said(
 def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(10**10)  # sparse
-    with pytest.raises(AskError, match="more than 50 MB"):
+    with pytest.raises(UsageError, match="more than 50 MB"):
         read_file(tmp_path / "large.png")
 
 
-def test_parameters_are_the_notebooks(tmp_path: Path) -> None:
-    sources, rest = read_parameters({"search": "serper", "read_pages": "false", "four_bit": "true", "model": "x"})
-    assert (sources.search, sources.read_pages, rest) == ("serper", False, {"four_bit": True, "model": "x"})
-    with pytest.raises(AskError, match="search must be one of local"):
-        read_parameters({"search": "gogle"})
+def test_parameters_are_the_notebooks() -> None:
+    given = {"search": "serper", "read_pages": "false", "four_bit": "true", "policy": "x", "sizes": '{"new_tokens": 9}'}
+    agent = find_agent("qwen3b", given=given)
+    assert (agent.outside.search, agent.outside.read_pages) == ("serper", False)
+    assert (agent.preset.four_bit, agent.preset.policy, agent.preset.new_tokens) == (True, "x", 9)
+    with pytest.raises(UsageError, match="search must be 'local'"):
+        find_agent(given={"search": "gogle"})
 
 
 def test_nothing_that_is_printed_commands_the_terminal() -> None:

@@ -8,20 +8,17 @@ from pathlib import Path
 import pytest
 from sample_run import eval_rows
 
-from mmsr.evaluate import save_rows
+from mmsr.files import write_rows
 from mmsr.runs.contrast import contrast, difference
-from mmsr.world.snapshot import load_world
-
-WORLD = load_world()
 
 
 @pytest.fixture
 def rows() -> list[dict]:
-    return eval_rows(WORLD, 24)
+    return eval_rows(24)
 
 
 def saved(folder: Path, rows: list[dict]) -> Path:
-    save_rows(rows, folder / "eval" / "rows.jsonl")
+    write_rows(folder / "eval" / "rows.jsonl", rows)
     return folder
 
 
@@ -64,7 +61,7 @@ def test_several_pairs_end_in_their_mean_and_range(tmp_path: Path, rows: list[di
 
 
 def test_runs_that_cannot_be_paired_are_refused(tmp_path: Path, rows: list[dict]) -> None:
-    a, b = saved(tmp_path / "a", rows), saved(tmp_path / "b", eval_rows(WORLD, 20))
+    a, b = saved(tmp_path / "a", rows), saved(tmp_path / "b", eval_rows(20))
     with pytest.raises(ValueError, match="not asked the same questions: pair runs of one preset, seed"):
         contrast([a], [b])
     with pytest.raises(ValueError, match="there are 1 and 2"):

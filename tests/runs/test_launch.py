@@ -19,32 +19,33 @@ from torch.nn.functional import cosine_similarity
 
 from mmsr import __main__ as cli
 from mmsr.ablation import oracle
-from mmsr.dataset import Example, load_examples, save_examples, to_messages
-from mmsr.lab import env_factory, local_tools
+from mmsr.data import Example, load_examples, save_examples, to_messages
+from mmsr.env import env_factory
+from mmsr.lab import open_tools
 from mmsr.policy import load_policy
 from mmsr.presets import get_preset
 from mmsr.results import read_metrics
 from mmsr.runs.runner import State
 from mmsr.sft import train_sft
-from mmsr.teacher import Teacher, as_task
+from mmsr.task import Task
+from mmsr.teacher import Teacher
 from mmsr.training import split_batch
 from mmsr.world.questions import make_questions
-from mmsr.world.snapshot import load_world
 
-WORLD, PRESET = load_world(), get_preset("smoke")
+PRESET = get_preset("smoke")
 MOVED = "adapter/adapter_model.safetensors"
 LOSS, COSINE = 1e-5, 0.9999  # products of other shapes round otherwise, and Adam's first step is the gradient's sign
 
 
 def build_data(run: Path) -> Path:
     """A run's folder as notebook 01 leaves it: two batches of the teacher's conversations."""
-    questions = [q for q in make_questions(WORLD, "train", 60, seed=61) if q.type in ("fact", "one_hop")]
+    questions = [q for q in make_questions("train", 60, seed=61) if q.type in ("fact", "one_hop")]
     questions = questions[: 2 * PRESET.sft_batch]
-    tools = local_tools(PRESET, tiny(), WORLD)
-    env = env_factory(PRESET, tools, [as_task(q, WORLD) for q in questions], oracle(questions, WORLD))()
-    played = [(q, Teacher(WORLD).play(q, env)) for q in questions]
-    examples = [Example(q, "search_required", to_messages(q, t, WORLD, PRESET.prompts)) for q, t in played]
-    save_examples(examples, run / "data", WORLD, {})
+    tools = replace(open_tools(PRESET, tiny()), grounder=oracle(questions))
+    env = env_factory(tools, PRESET.prompts, [Task.of(q) for q in questions])()
+    played = [(q, Teacher().play(q, env)) for q in questions]
+    examples = [Example(q, "search_required", to_messages(q, t, PRESET.prompts)) for q, t in played]
+    save_examples(examples, run / "data", {})
     return run
 
 
@@ -182,11 +183,12 @@ def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPat
     ("command", "said"),
     [
         (["sft"], "holds no finished data set: run notebook 01 first"),
-        (["sft", "--preset", "huge"], "no preset 'huge': use one of smoke, tiny"),
-        (["sft", "-p", "kl=0"], "02_sft has no parameter 'kl' to set here: there are model, four_bit"),
+        (["sft", "--preset", "huge"], "no preset 'huge': use one of tiny, smoke"),
+        (["sft", "-p", "kl=0"], "There is no parameter 'kl': there are none; in sizes name, policy"),
         (["grpo"], "is not there: run notebook 02 first"),
-        (["grpo", "-p", "seed=1"], "03_grpo has no parameter 'seed' to set here"),
-        (["grpo", "-p", "kl=much"], "kl of 03_grpo must be a finite number, like its default 0.001: got 'much'"),
+        (["grpo", "-p", "seed=1"], "The parameter seed is set by --seed"),
+        (["grpo", "-p", "kl=much"], "03_grpo: kl must be a number, not 'much'"),
+        (["grpo", "-p", "sft_batch=0"], "sizes: sft_batch must be greater than or equal to 1, not '0'"),
     ],
 )
 def test_a_training_that_cannot_begin_says_why(
@@ -199,7 +201,7 @@ def test_a_training_that_cannot_begin_says_why(
 
 
 def test_a_run_of_another_seed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    State("tiny", 3, "", {}).save(tmp_path)
+    State(preset="tiny", seed=3, started="", notebooks={}).save(tmp_path)
     assert cli.main(["sft", "--preset", "tiny", "--run", str(tmp_path)]) == 2
     assert "was begun with preset tiny and seed 3" in capsys.readouterr().err
 

@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 from small_notebooks import OURS, write
 
 from mmsr.results import read_metrics, record_metrics
-from mmsr.runs import runner
+from mmsr.runs import RunFailed, UsageError, runner
 from mmsr.runs.notebooks import read_notebook
-from mmsr.runs.runner import RunError, RunFailed, run
+from mmsr.runs.runner import run
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def root(tmp_path: Path) -> Path:
     """A repository of two notebooks, each of which adds a line to `log` in the run's folder."""
     log = "from pathlib import Path\nwith (Path(run_dir) / 'log').open('a') as log:\n    print({}, file=log)"
     write(tmp_path, "01_first", OURS + "size = 3\n", log.format("'first', preset, seed, size"))
-    write(tmp_path, "02_second", OURS + "rate = 0.5\nnote = 'a=b'\n", log.format("'second', preset, seed, rate, note"))
+    write(tmp_path, "02_second", OURS + "rate = 0.5\nnote = 'a b'\n", log.format("'second', preset, seed, rate, note"))
     return tmp_path
 
 
@@ -73,23 +74,22 @@ def test_what_a_run_leaves(root: Path) -> None:
     assert manifest["started"] <= manifest["ended"]
 
 
-def test_another_model_is_found_from_the_notebooks_and_named_in_the_manifest(
+def test_another_policy_is_found_from_the_notebooks_and_named_in_the_manifest(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    look = "from pathlib import Path\nassert Path(sizes['policy'], 'a.safetensors').exists()"
     for name in ("01_first", "02_second"):
-        write(
-            root, name, OURS + "model = ''\n", "from pathlib import Path\nassert Path(model, 'a.safetensors').exists()"
-        )
+        write(root, name, OURS + "sizes = {}\n", look)
     (root / "here" / "qwen").mkdir(parents=True)
     (root / "here" / "qwen" / "a.safetensors").write_bytes(b"weights")
     monkeypatch.chdir(root / "here")
-    folder = go(root, "01", preset="qwen3b", parameters={"model": "qwen"})
+    folder = go(root, "01", preset="qwen3b", parameters={"policy": "qwen"})
     assert str(root) not in (folder / "01_first.ipynb").read_text()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["base_model"]["name"] == "qwen" and list(manifest["base_model"]["sha256"]) == ["a.safetensors"]
-    with pytest.raises(RunError, match=r"model '\.\./here/qwen', not '', in 01_first"):
+    with pytest.raises(UsageError, match=r"policy '\.\./here/qwen', not 'Qwen/Qwen2\.5-VL-3B-Instruct', in 01_first"):
         go(root, "02", preset="qwen3b")
-    assert go(root, "02", preset="qwen3b", parameters={"model": "../here/qwen"}) == folder
+    assert go(root, "02", preset="qwen3b", parameters={"policy": "../here/qwen"}) == folder
 
 
 def test_manifest_tells_the_commit_and_whether_the_tree_is_dirty(root: Path) -> None:
@@ -139,11 +139,11 @@ def test_kernel_is_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_only_the_shipped_policy_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setenv("PYTHONPATH", "src")
-    assert "HF_HUB_OFFLINE" not in runner._environment(shipped=False)
-    assert runner._environment(shipped=True)["HF_HUB_OFFLINE"] == "1"
-    assert Path(runner._environment(shipped=True)["PYTHONPATH"]).is_absolute()  # the kernel starts in another folder
+    for preset, outside in (("qwen3b", {}), ("tiny", {"grounder": "dino"})):
+        assert "HF_HUB_OFFLINE" not in runner._environment(preset, {"outside": outside})
+    assert runner._environment("tiny", {})["HF_HUB_OFFLINE"] == "1"
+    assert Path(runner._environment("tiny", {})["PYTHONPATH"]).is_absolute()  # the kernel starts in another folder
 
 
 # --- refused before anything starts -----------------------------------------------------------------------------------
@@ -153,30 +153,31 @@ def test_only_the_shipped_policy_is_offline(monkeypatch: pytest.MonkeyPatch) -> 
     ("changes", "said"),
     [
         ({"parameters": {"sise": "4"}}, "'sise': there are note, rate, size"),
+        ({"parameters": {"grpo_steps": "4"}}, "'grpo_steps': there are note, rate, size"),  # they have no sizes
         ({"parameters": {"seed": "4"}}, "set by --seed"),
-        ({"parameters": {"run_dir": "x"}}, "set by --name"),
-        ({"parameters": {"size": "4.5"}}, "size of 01_first must be a whole number, like its default 3: got '4.5'"),
-        ({"parameters": {"rate": "nan"}}, "rate of 02_second must be a finite number"),
+        ({"parameters": {"run_dir": "x"}}, "set by the run's name"),
+        ({"parameters": {"size": "4.5"}}, "01_first: size must be a whole number, not '4.5'"),
+        ({"parameters": {"rate": "nan"}}, "02_second: rate must be a finite number, not 'nan'"),
         ({"preset": "huge"}, "no preset 'huge'"),
         ({"name": "../out"}, "cannot be named '../out'"),
         ({"name": ".."}, "cannot be named '..'"),
     ],
 )
 def test_a_wrong_request_is_refused_before_anything_starts(root: Path, changes: dict, said: str) -> None:
-    with pytest.raises(RunError, match=re.escape(said)):
+    with pytest.raises(UsageError, match=re.escape(said)):
         go(root, **changes)
     assert not (root / "papermill_runs").exists()
 
 
 def test_a_parameter_of_a_notebook_that_is_not_chosen_is_refused(root: Path) -> None:
-    with pytest.raises(RunError, match="'rate': there are size"):
+    with pytest.raises(UsageError, match="'rate': there are size"):
         go(root, "01", parameters={"rate": "1"})
 
 
 def test_an_unknown_notebook_is_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no notebook '03': there are 01_first, 02_second"):
+    with pytest.raises(UsageError, match="no notebook '03': there are 01_first, 02_second"):
         go(root, "01", "03")
-    with pytest.raises(RunError, match="no notebooks in"):
+    with pytest.raises(UsageError, match="no notebooks in"):
         go(tmp_path / "nowhere")
 
 
@@ -266,20 +267,20 @@ def test_a_finished_run_is_not_done_again(root: Path, capsys: pytest.CaptureFixt
 
 def test_notebooks_may_be_run_one_after_another(root: Path) -> None:
     go(root, "01")
-    assert log(go(root, "02", "01_first")) == ["first tiny 0 3", "second tiny 0 0.5 a=b"]
+    assert log(go(root, "02", "01_first")) == ["first tiny 0 3", "second tiny 0 0.5 a b"]
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"parameters": {"size": "4"}}, "size 3, not 4, in 01_first"),
-        ({"seed": 1}, "seed 0, not 1"),
-        ({"preset": "smoke"}, "preset tiny, not smoke"),
+        ({"seed": 1}, "preset tiny and seed 0, not tiny and 1"),
+        ({"preset": "smoke"}, "preset tiny and seed 0, not smoke and 0"),
     ],
 )
 def test_another_request_under_the_same_name_is_refused(root: Path, changes: dict, said: str) -> None:
     go(root, "01")
-    with pytest.raises(RunError, match=f"begun with {said}: choose another --name, or --fresh"):
+    with pytest.raises(UsageError, match=f"begun with {said}: choose another --name, or --fresh"):
         go(root, **changes)
     assert len(log(go(root, "01", **changes, fresh=True))) == 1
 
@@ -287,7 +288,7 @@ def test_another_request_under_the_same_name_is_refused(root: Path, changes: dic
 def test_other_sources_are_refused(root: Path) -> None:
     go(root, "01")
     write(root, "01_first", OURS, "print('edited')")
-    with pytest.raises(RunError, match="begun with other sources of 01_first"):
+    with pytest.raises(UsageError, match="begun with other sources of 01_first"):
         go(root)
 
 
@@ -305,7 +306,7 @@ def test_a_folder_that_is_no_run_is_left_alone(root: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "thesis.txt").write_text("mine")
     for fresh in (False, True):
-        with pytest.raises(RunError, match="choose another --name"):
+        with pytest.raises(UsageError, match="choose another --name"):
             go(root, fresh=fresh)
     assert (folder / "thesis.txt").read_text() == "mine"
 
@@ -313,12 +314,30 @@ def test_a_folder_that_is_no_run_is_left_alone(root: Path) -> None:
 def test_a_run_made_by_hand_is_replaced_only_when_asked(root: Path) -> None:
     folder = root / "papermill_runs" / "r"
     record_metrics(folder, {"x": 1})
-    with pytest.raises(RunError, match="did not begin: choose another --name, or --fresh to delete them"):
+    with pytest.raises(UsageError, match="did not begin: choose another --name, or --fresh to delete them"):
         go(root, "01")
     assert "x" not in read_metrics(go(root, "01", fresh=True))
 
 
-def test_two_runs_in_one_folder_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "PATIENCE", 0.1)
-    with runner._alone(root / "papermill_runs" / "r"), pytest.raises(RunError, match="Another run is going on"):
+def test_what_may_change_may_change_when_a_run_goes_on(root: Path) -> None:
+    write(root, "01_first", OURS + "sizes = {}\noutside = {}\n", "print(outside)")
+    folder = go(root, "01", parameters={"budget_calls": "3", "revision": "none"})
+    assert json.loads((folder / "state.json").read_text())["notebooks"]["01_first"]["finished"]
+    go(root, "01", parameters={"budget_calls": "5", "revision": "none"})
+    with pytest.raises(UsageError, match="grpo_steps 64, not 2, in 01_first"):
+        go(root, "01", parameters={"grpo_steps": "2", "revision": "none"})
+
+
+def test_a_process_that_took_the_number_of_a_kernel_is_left_alone() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        began = psutil.Process(other.pid).create_time()
+        runner._end_process(other.pid, began - 100)
+        assert other.poll() is None
+        runner._end_process(other.pid, began)
+        assert not psutil.pid_exists(other.pid)
+    runner._end_process(other.pid, began)  # it has gone
+
+
+def test_two_runs_in_one_folder_are_refused(root: Path) -> None:
+    with runner._alone(root / "papermill_runs" / "r"), pytest.raises(UsageError, match="Another run is going on"):
         go(root)

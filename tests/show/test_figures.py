@@ -9,20 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 from sample_run import eval_rows, hostile_trajectory, trajectory, write_csv, write_run
 
-from mmsr.habits import HABITS
-from mmsr.show import crop_figures, figures
-from mmsr.show.charts import ACCENT, Metrics, sample, spread
-from mmsr.show.curves import running_mean
-from mmsr.show.pictures import draw_trajectory, gallery, picture_of, save, scenes, side_by_side, wrap
+from mmsr.evaluate import HABITS, HALVES
+from mmsr.results import CROPS, WORKFLOWS, read_metrics
+from mmsr.show import figures
+from mmsr.show.charts import running_mean, spread
+from mmsr.show.figures import sample
+from mmsr.show.look import ACCENT, WORDS
+from mmsr.show.look import words as word
+from mmsr.show.pictures import draw_trajectory, gallery, save, scenes, side_by_side, wrap
+from mmsr.show.transcript import picture_of
 from mmsr.stats import Interval
-from mmsr.world.questions import make_questions
-from mmsr.world.snapshot import World, load_world
+from mmsr.world.questions import TYPES, make_questions
 
 NEEDS = {
     "funnel": ("data/card.json", "01_build_data.ipynb"),
@@ -40,13 +44,8 @@ NEEDS = {
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return load_world()
-
-
-@pytest.fixture(scope="module")
-def run(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("runs") / "made-up", world)
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "made-up")
 
 
 @pytest.fixture
@@ -71,6 +70,12 @@ def drawn(figure: Figure) -> list[Text]:
     return [text for text in figure.findobj(Text) if text.get_visible() and text not in hidden]
 
 
+def renderer_of(figure: Figure):
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas.get_renderer()
+
+
 def assert_not_blank(path: Path) -> None:
     with Image.open(path) as picture:
         assert picture.width == 1800
@@ -92,7 +97,7 @@ def test_a_figure_is_saved_and_says_where_it_comes_from(draw: Callable[[Path], F
 @pytest.mark.parametrize("draw", figures.ALL, ids=lambda draw: draw.__name__)
 def test_text_stays_inside_and_apart(draw: Callable[[Path], Figure], run: Path) -> None:
     figure = draw(run)
-    renderer, (width, height) = figure.canvas.get_renderer(), figure.get_size_inches() * figure.dpi
+    renderer, (width, height) = renderer_of(figure), figure.get_size_inches() * figure.dpi
     boxes = [(text.get_text(), text.get_window_extent(renderer)) for text in drawn(figure) if text.get_text().strip()]
     for text, box in boxes:
         assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, f"{text!r} is cut off"
@@ -120,13 +125,20 @@ def test_an_empty_file_is_named(name: str, own_run: Path) -> None:
         getattr(figures, name)(own_run)
 
 
-def test_the_smallest_run_is_drawn_too(world: World, own_run: Path) -> None:
-    write_run(own_run, world, 2)
+def test_the_smallest_run_is_drawn_too(own_run: Path) -> None:
+    write_run(own_run, 2)
     for file in ("sft/sft.csv", "grpo/grpo.csv"):
         lines = (own_run / file).read_text().splitlines()
         (own_run / file).write_text("\n".join(lines[:2]))
     for draw in figures.ALL:
         assert "Run run" in words(draw(own_run))
+
+
+def test_workflows_crops_and_types_have_words_and_no_others_do() -> None:
+    keys = {*WORKFLOWS, *CROPS, *TYPES}
+    assert WORDS.keys() <= keys
+    assert len({word(key) for key in keys}) == len(keys)
+    assert word("time_sensitive") == "Time sensitive"
 
 
 def test_drawing_twice_gives_the_same_file(run: Path) -> None:
@@ -149,21 +161,20 @@ def test_bars_are_the_metrics(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     figure = figures.workflows(run)
     for ax, (name, scale) in zip(figure.axes, (("accuracy", 100), ("searches", 1), ("needless_search_rate", 100))):
-        wanted = [metrics[f"eval/{workflow}/{name}"] for workflow in figures.WORKFLOWS]
+        wanted = [metrics[f"eval/{workflow}/{name}"] for workflow in WORKFLOWS]
         assert [bar.get_width() for bar in ax.patches] == pytest.approx([scale * entry["value"] for entry in wanted])
         whiskers = [tuple(line.get_xdata()) for line in ax.lines]
         assert whiskers == [pytest.approx((scale * e["low"], scale * e["high"])) for e in wanted]
     assert f"{100 * metrics['eval/grpo/accuracy']['value']:.1f}" in words(figure)
 
 
-@pytest.mark.parametrize("name", ["by_type", "halves"])
-def test_dots_are_the_metrics(name: str, run: Path) -> None:
+@pytest.mark.parametrize(("name", "groups"), [("by_type", TYPES), ("halves", (*HALVES, "harmonic_mean"))])
+def test_accuracies_of_groups_are_the_metrics(name: str, groups: tuple[str, ...], run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    groups = figures.TYPES if name == "by_type" else figures.HALVES
-    for ax, group in zip(getattr(figures, name)(run).axes, groups):
-        dots = [line.get_xdata()[0] for line in ax.lines if len(line.get_xdata()) == 1]
-        wanted = [100 * metrics[f"eval/{workflow}/accuracy/{group}"]["value"] for workflow in figures.WORKFLOWS]
-        assert dots == pytest.approx(wanted)
+    for ax, group in zip(getattr(figures, name)(run).axes, groups, strict=True):
+        wanted = [100 * metrics[f"eval/{workflow}/accuracy/{group}"]["value"] for workflow in WORKFLOWS]
+        assert [bar.get_width() for bar in ax.patches] == pytest.approx(wanted)
+        assert ax.get_title("left") == word(group)
 
 
 def test_habits_are_the_metrics(run: Path) -> None:
@@ -175,8 +186,8 @@ def test_habits_are_the_metrics(run: Path) -> None:
 
 def test_crops_are_the_metrics_and_the_accent_is_the_agents(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    for ax, score in zip(figures.crops(run).axes, crop_figures.SCORES):
-        wanted = [100 * metrics[f"ablation/{crop}/{score}"]["value"] for crop in crop_figures.CROPS]
+    for ax, score in zip(figures.crops(run).axes, figures.SCORES):
+        wanted = [100 * metrics[f"ablation/{crop}/{score}"]["value"] for crop in CROPS]
         assert [bar.get_width() for bar in ax.patches] == pytest.approx(wanted)
         assert [to_hex(bar.get_facecolor()) == ACCENT for bar in ax.patches] == [True, False, False, False, False]
 
@@ -241,16 +252,16 @@ def test_metrics_of_an_earlier_notebook_alone_are_not_enough(own_run: Path) -> N
     (own_run / "metrics.json").write_text('{"grpo/reward_first": {"value": 1, "low": null, "high": null, "n": null}}')
     with pytest.raises(ValueError, match="has no ablation/base/accuracy: run notebook 05_crop_ablation"):
         figures.crops(own_run)
-    assert Metrics(own_run, "x").get("grpo/reward_first") == Interval(1)
+    assert read_metrics(own_run)["grpo/reward_first"] == Interval(1)
 
 
 # --- pictures of trajectories ---------------------------------------------------------------------------------------
 
 
-def test_a_trajectory_is_drawn_with_its_crop_and_verdict(world: World, tmp_path: Path) -> None:
-    question = next(q for q in make_questions(world, "test", 20, seed=0) if q.type == "one_hop")
-    played = trajectory(question, world, question.answer).as_dict()
-    figure = draw_trajectory(question.scene(world).picture, played, question)
+def test_a_trajectory_is_drawn_with_its_crop_and_verdict(tmp_path: Path) -> None:
+    question = next(q for q in make_questions("test", 20, seed=0) if q.type == "one_hop")
+    played = trajectory(question, question.answer).as_dict()
+    figure = draw_trajectory(question.draw(), played, question)
     save(figure, tmp_path / "one.png")
     assert_not_blank(tmp_path / "one.png")
     shown = words(figure)
@@ -266,37 +277,37 @@ def test_any_picture_and_an_empty_trajectory_are_drawn(asked: dict) -> None:
     assert "no turns" in shown and "no answer" in shown and "✗" not in shown
 
 
-def test_hostile_text_is_drawn_as_it_is(world: World) -> None:
-    question = make_questions(world, "test", 1, seed=0)[0]
-    figure = draw_trajectory(question.scene(world).picture, hostile_trajectory(question).as_dict(), question)
+def test_hostile_text_is_drawn_as_it_is() -> None:
+    question = make_questions("test", 1, seed=0)[0]
+    figure = draw_trajectory(question.draw(), hostile_trajectory(question).as_dict(), question)
     shown = words(figure)
     assert "<script>" in shown and "$x_1$" in shown and "✗" in shown
-    renderer = figure.canvas.get_renderer()
+    renderer = renderer_of(figure)
     assert all(text.get_window_extent(renderer).x1 <= 900 for text in figure.axes[0].texts)
 
 
-def test_gallery_and_side_by_side(world: World, tmp_path: Path) -> None:
-    rows = eval_rows(world, 3)
-    gallery(rows[:3], world, tmp_path / "pictures" / "gallery.png")
+def test_gallery_and_side_by_side(tmp_path: Path) -> None:
+    rows = eval_rows(3)
+    gallery(rows[:3], tmp_path / "pictures" / "gallery.png")
     assert_not_blank(tmp_path / "pictures" / "gallery.png")
     by = {(row["workflow"], row["question"]["id"]): row for row in rows}
     sft = rows[3]
-    figure = side_by_side(sft, by["grpo", sft["question"]["id"]], world)
+    figure = side_by_side(sft, by["grpo", sft["question"]["id"]])
     assert "Agent after SFT" in words(figure) and "Agent after GRPO" in words(figure)
     with pytest.raises(ValueError, match="give one question's"):
-        side_by_side(rows[0], rows[-1], world)
+        side_by_side(rows[0], rows[-1])
     with pytest.raises(ValueError, match="at least one row"):
-        gallery([], world, tmp_path / "none.png")
-    assert picture_of(sft, world).size == (384, 384)
+        gallery([], tmp_path / "none.png")
+    assert picture_of(sft).size == (384, 384)
 
 
-def test_scenes_show_each_question_with_its_answer(world: World, tmp_path: Path) -> None:
-    questions = make_questions(world, "test", 5, seed=0)
-    figure = scenes(questions, world)
+def test_scenes_show_each_question_with_its_answer(tmp_path: Path) -> None:
+    questions = make_questions("test", 5, seed=0)
+    figure = scenes(questions)
     assert len(figure.axes[0].images) == 5
     shown = " ".join(words(figure).split())
     assert all(question.text in shown and question.answer in shown for question in questions)
-    texts = [text.get_window_extent(figure.canvas.get_renderer()) for text in figure.axes[0].texts]
+    texts = [text.get_window_extent(renderer_of(figure)) for text in figure.axes[0].texts]
     assert not any(a.overlaps(b.padded(-1)) for i, a in enumerate(texts) for b in texts[:i])
 
 
@@ -306,3 +317,7 @@ def test_wrapping_keeps_the_width_and_the_words() -> None:
     cut = wrap(text, 2.0, most=2)
     assert len(cut) == 2 and cut[-1].endswith("…")
     assert wrap("", 2.0) == []
+
+
+def test_what_cannot_be_printed_is_wrapped_as_dots() -> None:
+    assert wrap("a\x1b[31m b\ud800\u202ec", 2.0) == ["a·[31m b··c"]  # a terminal's command, half a pair, an override

@@ -13,25 +13,19 @@ import pytest
 from PIL import Image
 from sample_run import HOSTILE, eval_rows, hostile_trajectory, trajectory
 
-from mmsr.show.transcript import Block, blocks, crop_box, is_right
+from mmsr.show.transcript import Block, blocks, crop_box, facts, gold_among, outcome
 from mmsr.show.viewer import browser, data_url, html_page, trajectory_html, write_page
 from mmsr.world.questions import make_questions
-from mmsr.world.snapshot import World, load_world
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return load_world()
+def rows() -> list[dict]:
+    return eval_rows(8)
 
 
 @pytest.fixture(scope="module")
-def rows(world: World) -> list[dict]:
-    return eval_rows(world, 8)
-
-
-@pytest.fixture(scope="module")
-def page(rows: list[dict], world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = html_page(rows, world, tmp_path_factory.mktemp("pages") / "deep" / "page.html")
+def page(rows: list[dict], tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = html_page(rows, tmp_path_factory.mktemp("pages") / "deep" / "page.html")
     return path.read_text(encoding="utf-8")
 
 
@@ -59,8 +53,8 @@ class Elements(HTMLParser):
         self.text += data
 
 
-def hostile_row(world: World) -> dict:
-    question = make_questions(world, "test", 1, seed=0)[0]
+def hostile_row() -> dict:
+    question = make_questions("test", 1, seed=0)[0]
     asked = question.as_dict() | {
         "text": HOSTILE,
         "taxonomy": HOSTILE,
@@ -75,10 +69,10 @@ def hostile_row(world: World) -> dict:
 # --- one trajectory -------------------------------------------------------------------------------------------------
 
 
-def test_a_trajectory_shows_turns_crop_and_verdict(world: World) -> None:
-    question = next(q for q in make_questions(world, "test", 20, seed=0) if q.type == "one_hop")
-    row = {"question": question.as_dict(), "trajectory": trajectory(question, world, "Atlantis").as_dict()}
-    html = trajectory_html(row, question.scene(world).picture)
+def test_a_trajectory_shows_turns_crop_and_verdict() -> None:
+    question = next(q for q in make_questions("test", 20, seed=0) if q.type == "one_hop")
+    row = {"question": question.as_dict(), "trajectory": trajectory(question, "Atlantis").as_dict()}
+    html = trajectory_html(row, question.draw())
     seen = Elements(html)
     assert not seen.unbalanced
     for words in (question.text, question.expression, "Whose flag is it?", "Atlantis", f"gold: {question.answer}", "✗"):
@@ -98,8 +92,8 @@ def test_any_picture_and_a_bare_trajectory_are_enough() -> None:
     assert "searched whole" in html and "✗" not in html and "✓" not in html
 
 
-def test_hostile_text_stays_text(world: World) -> None:
-    html = trajectory_html(hostile_row(world), Image.new("RGB", (384, 384)))
+def test_hostile_text_stays_text() -> None:
+    html = trajectory_html(hostile_row(), Image.new("RGB", (384, 384)))
     seen = Elements(html)
     assert not seen.unbalanced
     assert {tag for tag, _ in seen.found}.isdisjoint({"script", "img", "iframe", "object", "answer", "information"})
@@ -109,7 +103,7 @@ def test_hostile_text_stays_text(world: World) -> None:
     assert "<script" not in html
 
 
-def test_only_web_addresses_become_links(world: World) -> None:
+def test_only_web_addresses_become_links() -> None:
     hits = [
         {"id": "a", "title": "A", "score": 1, "url": url} for url in ('https://x.org/"><b>', "data:text/html,x", "")
     ]
@@ -160,9 +154,9 @@ def test_a_picture_is_embedded_once_for_all_workflows(page: str, rows: list[dict
     assert page.count("data:image/jpeg") == len({row["question"]["id"] for row in rows})
 
 
-def test_a_hostile_row_does_not_break_the_page(world: World, rows: list[dict], tmp_path: Path) -> None:
+def test_a_hostile_row_does_not_break_the_page(rows: list[dict], tmp_path: Path) -> None:
     picture = Image.new("RGB", (384, 384))
-    page = write_page([hostile_row(world), rows[0]], [picture, picture], tmp_path / "page.html").read_text()
+    page = write_page([hostile_row(), rows[0]], [picture, picture], tmp_path / "page.html").read_text()
     seen = Elements(page)
     assert not seen.unbalanced
     assert [tag for tag, _ in seen.found].count("script") == 1
@@ -170,29 +164,23 @@ def test_a_hostile_row_does_not_break_the_page(world: World, rows: list[dict], t
     assert next(attrs for tag, attrs in seen.found if tag == "template")["data-title"] == HOSTILE
 
 
-def test_no_rows_is_an_error(world: World, tmp_path: Path) -> None:
+def test_no_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one row"):
-        html_page([], world, tmp_path / "page.html")
+        html_page([], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
 
 
-# --- widgets --------------------------------------------------------------------------------------------------------
+# --- the notebook ---------------------------------------------------------------------------------------------------
 
 
-def test_the_browser_filters_and_renders_as_the_page_does(rows: list[dict], world: World) -> None:
-    box = browser(rows, world)
-    (workflow, kind, outcome), chosen, shown = box.children[0].children, box.children[1], box.children[2]
-    assert len(chosen.options) == len(rows)
-    workflow.value, outcome.value = "grpo", "right"
-    wanted = [i for i, row in enumerate(rows) if row["workflow"] == "grpo" and row["correct"]]
-    assert [index for _, index in chosen.options] == wanted
-    chosen.value = wanted[-1]
-    row = rows[wanted[-1]]
-    picture = make_questions(world, "test", 8, seed=0)[wanted[-1] // 6].scene(world).picture
-    assert shown.value == trajectory_html(row, picture)
-    kind.value = next((value for _, value in kind.options if value and value != row["question"]["type"]), "")
-    workflow.value, outcome.value = "direct", ""
-    assert all(rows[index]["workflow"] == "direct" for _, index in chosen.options)
+def test_the_browser_is_the_page_in_a_frame_of_its_own(rows: list[dict], page: str) -> None:
+    seen = Elements(browser(rows)._repr_html_())
+    assert [tag for tag, _ in seen.found] == ["iframe"] and not seen.unbalanced
+    frame = seen.found[0][1]
+    assert frame["srcdoc"] == page
+    assert frame["sandbox"] == "allow-scripts"  # and not the notebook's own origin
+    with pytest.raises(ValueError, match="at least one row"):
+        browser([])
 
 
 # --- the transcript -------------------------------------------------------------------------------------------------
@@ -224,6 +212,22 @@ def test_a_crop_stays_inside_the_picture(box: tuple, wanted: tuple) -> None:
 
 def test_right_is_as_scored_or_by_exact_match() -> None:
     asked = {"answer": "Nairobi", "aliases": ["the city"]}
-    assert is_right({"correct": False, "answer": "Nairobi", "question": asked, "trajectory": {}}) is False
-    assert is_right({"trajectory": {"answer": "nairobi."}, "question": asked}) is True
-    assert is_right({"trajectory": {"answer": "x"}, "question": {"text": "What?"}}) is None
+    scored = {"correct": False, "answer": "Nairobi", "question": asked, "trajectory": {}}
+    assert outcome(scored) == ("wrong", "✗", "Nairobi", "Nairobi")
+    assert outcome({"trajectory": {"answer": "nairobi."}, "question": asked}) == ("right", "✓", "nairobi.", "")
+    assert outcome({"trajectory": {"answer": "x"}, "question": {"text": "What?"}}) == ("unscored", "·", "x", "")
+
+
+def test_facts_are_those_that_are_known() -> None:
+    failed = {"action": "text_search", "error": "no"}
+    played = {"turns": [{"action": "img_search", "error": ""}, failed], "reward": {"total": 0.5}}
+    row = {"workflow": "grpo", "question": {"type": "two_hop", "taxonomy": "Economy"}, "trajectory": played}
+    assert facts(row) == ["Agent after GRPO", "Two hops", "Economy", "1 search", "2 turns", "reward 0.50"]
+    assert facts({"question": {"text": "What?"}}) == []
+
+
+def test_gold_is_a_page_or_a_country_and_unknown_of_a_picture_in_a_file() -> None:
+    hits = [{"id": "fr"}, {"id": "ke/capital"}]
+    assert gold_among(hits, {"gold_pages": ["ke/capital"], "entity": "ke"}) == ([False, True], ", gold at 2")
+    assert gold_among(hits, {"entity": "ke"}) == ([False, False], ", gold not among them")
+    assert gold_among(hits, {"entity": "fr", "picture": "a.png"}) == ([False, False], "")

@@ -31,7 +31,7 @@ from mmsr.world.snapshot import ASSETS, load_world
 
 WORLD = load_world()
 TRAIN = {c.iso for c in WORLD.by_split("train")}
-QUESTIONS = {split: make_questions(WORLD, split, 200, seed=3) for split in ("train", "val", "test")}
+QUESTIONS = {split: make_questions(split, 200, seed=3) for split in ("train", "val", "test")}
 EVERY = [q for questions in QUESTIONS.values() for q in questions]
 WORDINGS = {"fact": ABOUT_COUNTRY, "one_hop": ABOUT_FLAG, "hard": ABOUT_FLAG, "two_hop": ABOUT_EDGE}
 VISUAL_WORDINGS = {"count": COUNT, "frame": FRAME, "side": SIDE_OF}
@@ -141,11 +141,11 @@ def test_flags_are_apart_and_inside() -> None:
 
 
 def test_questions_follow_from_the_seed() -> None:
-    assert make_questions(WORLD, "test", 30, seed=1) == make_questions(WORLD, "test", 30, seed=1)
-    assert make_questions(WORLD, "test", 30, seed=1) != make_questions(WORLD, "test", 30, seed=2)
-    assert make_questions(WORLD, "test", 30, seed=1) == make_questions(WORLD, "test", 60, seed=1)[:30]
+    assert make_questions("test", 30, seed=1) == make_questions("test", 30, seed=1)
+    assert make_questions("test", 30, seed=1) != make_questions("test", 30, seed=2)
+    assert make_questions("test", 30, seed=1) == make_questions("test", 60, seed=1)[:30]
     with pytest.raises(ValueError, match="use train, val or test"):
-        make_questions(WORLD, "dev", 1, seed=0)
+        make_questions("dev", 1, seed=0)
 
 
 def test_questions_differ_and_survive_json() -> None:
@@ -181,16 +181,16 @@ def test_the_answer_stands_on_the_gold_page() -> None:
 
 def test_a_question_points_at_its_flag() -> None:
     for q in EVERY:
-        flag = q.scene(WORLD).flags[q.target]
+        flag = q.scene().flags[q.target]
         assert flag.iso == q.entity == q.isos[q.target]
         if q.expression:
             assert q.box == flag.box and q.expression in q.text
-            assert q.expression.removeprefix("the flag ") in q.scene(WORLD).references(q.target)
+            assert q.expression.removeprefix("the flag ") in q.scene().references(q.target)
 
 
 def test_visual_answers_are_in_the_picture() -> None:
     for q in (q for q in EVERY if q.type == "visual"):
-        scene = q.scene(WORLD)
+        scene = q.scene()
         flag = scene.flags[q.target]
         side = "left" if flag.centre[0] < SIDE / 2 else "right"
         assert q.answer == {"count": str(len(scene.flags)), "frame": flag.frame, "side": side}[q.relation]

@@ -1,6 +1,6 @@
 """What the tiny base is made of: tokenizer, architecture, picture processor (used by pretrain.py).
 
-    tokenizer = train_tokenizer(load_world(), seed=0)
+    tokenizer = train_tokenizer(seed=0)
     model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer))
 
 The architecture is that of Qwen2.5-VL (arXiv 2502.13923) at its smallest useful size.
@@ -16,21 +16,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from mmsr.base.lessons import VIEW, lesson_scene, scene_lessons, text_lesson
 from mmsr.base.reading import PLAIN_WORDS
-from mmsr.world.snapshot import World
 
 VOCABULARY = 2560
 PATCH, MERGE = 8, 2
 GRID = VIEW // PATCH
 PICTURE_TOKENS = (GRID // MERGE) ** 2
-SPECIALS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+SPECIALS = "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>".split()
 # Qwen's own splitting of text into words, single digits and runs of punctuation
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -38,32 +29,27 @@ SPLIT = (
 )
 
 
-def train_tokenizer(world: World, seed: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of 2,560 tokens, trained on lessons: train countries and invented words alone."""
     rng = random.Random(f"{seed}/tokenizer")
     texts = [" ".join(PLAIN_WORDS), "user\nassistant\n"] * 400
     for _ in range(20_000):
-        texts += text_lesson(world, rng, copying=0.1)
+        texts += text_lesson(rng, copying=0.1)
     for _ in range(150):
-        for lesson in scene_lessons(world, lesson_scene(world, rng), rng):
+        for lesson in scene_lessons(lesson_scene(rng), rng):
             texts += lesson
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    words = pre_tokenizers.Split(Regex(SPLIT), "isolated")
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY,
-            special_tokens=list(SPECIALS),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIALS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

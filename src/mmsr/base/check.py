@@ -11,155 +11,141 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
+
+from mmsr.answers import exact_match
 from mmsr.base.lessons import UNKNOWN
-from mmsr.base.reading import marked
+from mmsr.base.reading import fact_of, marked, pages_of
 from mmsr.base.relays import LOOK_AT, LOOK_UP, SAY, Relays
+from mmsr.files import write_json
 from mmsr.policy import Policy, load_policy
-from mmsr.stats import exact_match
-from mmsr.tools.base import Box
-from mmsr.tools.ground import BaseGrounder
+from mmsr.tools.ground import BaseGrounder, iou
 from mmsr.world.questions import ABOUT_COUNTRY, Question, make_questions
 from mmsr.world.relations import RELATIONS
 from mmsr.world.scenes import draw_scene
-from mmsr.world.snapshot import World, load_world
+from mmsr.world.snapshot import Country, load_world
 
 ANSWER_TOKENS = 24
 
 
-def iou(a: Box | None, b: Box) -> float:
-    """Intersection over union of two boxes; 0 where there is none."""
-    if a is None:
-        return 0.0
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    inter = max(0, width) * max(0, height)
-    return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
+def said(text: str, first: bool = True) -> dict[str, Any]:
+    """A turn of the user; the first of a conversation shows the picture."""
+    return {"role": "user", "content": [{"type": "image"}] * first + [{"type": "text", "text": text}]}
 
 
-def locating(policy: Policy, world: World, n: int) -> dict[str, float]:
+def answers_to(policy: Policy, asked: Sequence[tuple[Image.Image, str]], new_tokens: int = ANSWER_TOKENS) -> list[str]:
+    """What the base answers to each text beside its picture."""
+    return policy.ask([(picture, [said(text)]) for picture, text in asked], max_new_tokens=new_tokens)
+
+
+def share(answers: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
+    """The share of answers that equal one of their golds."""
+    return sum(map(exact_match, answers, golds)) / len(golds)
+
+
+def locating(policy: Policy, n: int) -> dict[str, float]:
     """Mean IoU, and the share at or above 0.5, on flags of test countries, by the way the flag is pointed at."""
-    rng, grounder = random.Random(1), BaseGrounder(policy)
+    rng, grounder, world = random.Random(1), BaseGrounder(policy), load_world()
     isos = [country.iso for country in world.by_split("test")]
     scenes = [draw_scene(world, rng.sample(isos, rng.randint(2, 4)), 910_000 + i) for i in range(n)]
     skills = {}
     for kind in ("position", "relative", "size", "frame"):
-        asked = [(s, i, w[0]) for s in scenes for i in range(len(s.flags)) if (w := s.references(i, [kind]))][:n]
-        pairs = [(scene.picture, f"the flag {words}") for scene, _, words in asked]
-        grounder.prefetch(pairs)
-        values = [iou(grounder.locate(*pair), scene.flags[i].box) for pair, (scene, i, _) in zip(pairs, asked)]
+        asked = [(s, f, w[0]) for s in scenes for i, f in enumerate(s.flags) if (w := s.references(i, [kind]))][:n]
+        boxes = grounder.locate_all([(scene.picture, f"the flag {words}") for scene, _, words in asked])
+        values = [iou(box, flag.box) for box, (_, flag, _) in zip(boxes, asked)]
         skills[f"{kind}/mean_iou"] = sum(values) / len(values)
         skills[f"{kind}/iou_50"] = sum(v >= 0.5 for v in values) / len(values)
     return skills
 
 
-def naming(policy: Policy, world: World, keep: Callable, n: int) -> dict[str, float]:
+def naming(policy: Policy, countries: Sequence[Country], n: int) -> dict[str, float]:
     """How often a flag is called by its name, and how often "unknown"."""
-    rng = random.Random(1)
-    isos = [c.iso for c in world.countries.values() if keep(c)]
-    asked, golds = [], []
+    rng, asked, golds = random.Random(1), [], []
     for i in range(n):
-        pair = rng.sample(isos, 2)
-        scene = draw_scene(world, pair, 900_000 + i)
-        words = scene.references(0)
-        if words:
+        pair = rng.sample(countries, 2)
+        scene = draw_scene(load_world(), [country.iso for country in pair], 900_000 + i)
+        if words := scene.references(0):
             asked.append((scene.picture, f"name: the flag {words[0]}"))
-            golds.append(world.countries[pair[0]].name)
-    answers = policy.ask(asked, max_new_tokens=ANSWER_TOKENS)
-    return {
-        "named": sum(exact_match(a, [g]) for a, g in zip(answers, golds)) / len(golds),
-        "unknown": sum(a.strip() == UNKNOWN for a in answers) / len(golds),
-    }
+            golds.append([pair[0].name])
+    answers = answers_to(policy, asked)
+    return {"named": share(answers, golds), "unknown": sum(a.strip() == UNKNOWN for a in answers) / len(golds)}
 
 
-def reading(policy: Policy, world: World, split: str, held_out: bool, n: int) -> float:
-    """Exact match on pages of real countries: the gold page among four others of the same country."""
-    rng = random.Random(2)
-    picture = draw_scene(world, ["ke", "pe"], 5).picture
+def telling(policy: Policy, countries: Sequence[Country], held_out: bool, n: int, seed: int, pages: bool) -> float:
+    """Exact match on facts about countries, read off the right page among three others of its country or by heart."""
+    rng, picture = random.Random(seed), draw_scene(load_world(), ["ke", "pe"], 5).picture
+    relations = [relation for relation in RELATIONS.values() if relation.held_out == held_out]
     asked, golds = [], []
     while len(asked) < n:
-        country = rng.choice(world.by_split(split))
-        relation = rng.choice([r for r in RELATIONS.values() if r.held_out == held_out])
-        page = world.page(country.iso, relation.slug)
-        answer = relation.read(page)
+        country, relation = rng.choice(countries), rng.choice(relations)
+        answer = fact_of(relation, country)
         if answer is None:
             continue
-        others = [p for p in world.pages.values() if p.id.startswith(f"{country.iso}/") and p.id != page.id]
-        pages = [page, *rng.sample(others, 3)]
-        rng.shuffle(pages)
-        lines = "\n".join(f"{i}. {p.title}: {p.text[:160]}" for i, p in enumerate(pages, 1))
-        if answer not in lines:
-            continue
-        asked.append((picture, f"{lines}\n{ABOUT_COUNTRY[0].format(noun=relation.noun, country=country.name)}"))
-        golds.append(answer)
-    return sum(exact_match(a, [g]) for a, g in zip(policy.ask(asked, max_new_tokens=ANSWER_TOKENS), golds)) / n
+        text = ABOUT_COUNTRY[0].format(noun=relation.noun, country=country.name)
+        if pages:
+            gold = load_world().page(country.iso, relation.slug)
+            shown = [gold, *rng.sample([page for page in pages_of(country) if page.id != gold.id], 3)]
+            rng.shuffle(shown)
+            lines = [f"{i}. {page.title}: {page.text[:160]}" for i, page in enumerate(shown, 1)]
+            if not any(answer in line for line in lines):
+                continue
+            text = "\n".join([*lines, text])
+        asked.append((picture, text))
+        golds.append([answer])
+    return share(answers_to(policy, asked), golds)
 
 
-def facts(policy: Policy, world: World, known: bool, n: int) -> float:
-    """Exact match without any page, about known or about other train countries."""
-    rng = random.Random(3)
-    picture = draw_scene(world, ["ke", "pe"], 5).picture
-    asked, golds = [], []
-    while len(asked) < n:
-        country = rng.choice([c for c in world.by_split("train") if c.known == known])
-        relation = rng.choice([r for r in RELATIONS.values() if not r.held_out])
-        answer = relation.read(world.page(country.iso, relation.slug))
-        if answer:
-            asked.append((picture, ABOUT_COUNTRY[0].format(noun=relation.noun, country=country.name)))
-            golds.append(answer)
-    return sum(exact_match(a, [g]) for a, g in zip(policy.ask(asked, max_new_tokens=ANSWER_TOKENS), golds)) / n
-
-
-def visual(policy: Policy, world: World, questions: list[Question], behind_a_remark: bool) -> float:
+def visual(policy: Policy, questions: list[Question], behind_a_remark: bool) -> float:
     """Exact match on questions that the picture alone answers, said at once or in a mark behind a remark."""
     rng = random.Random(6)
     seen = [q for q in questions if q.type == "visual"]
     texts = [marked((q.text, ""), rng)[0] if behind_a_remark else q.text for q in seen]
-    answers = policy.ask([(q.scene(world).picture, text) for q, text in zip(seen, texts)], max_new_tokens=64)
+    answers = answers_to(policy, [(q.draw(), text) for q, text in zip(seen, texts)], new_tokens=64)
     if behind_a_remark:  # <note>remark</note>\n<item> answer</item>
         answers = [answer.rpartition("</")[0].rpartition(">")[2] for answer in answers]
-    return sum(exact_match(a, q.golds) for a, q in zip(answers, seen)) / len(seen)
+    return share(answers, [q.golds for q in seen])
 
 
-def relaying(policy: Policy, world: World, split: str, n: int) -> dict[str, float]:
+def relaying(policy: Policy, split: str, n: int) -> dict[str, float]:
     """Exact match on each step of `n` relays (relays.py), with the right answers to the steps before it in view."""
-    rng, relays = random.Random(4), Relays(world, policy.count_tokens, split)
+    rng, relays = random.Random(4), Relays(policy.count_tokens, split)
     steps: dict[str, list[tuple]] = {LOOK_AT: [], LOOK_UP: [], SAY: []}
-    isos = [country.iso for country in world.by_split(split)]
+    isos = [country.iso for country in load_world().by_split(split)]
     for i in range(n):
-        scene = draw_scene(world, rng.sample(isos, 3), 920_000 + i)
+        scene = draw_scene(load_world(), rng.sample(isos, 3), 920_000 + i)
         messages: list[dict] = []
         for instruction, response in relays.draw(scene, rng):
-            content = [{"type": "image"}] * (not messages) + [{"type": "text", "text": instruction}]
-            messages.append({"role": "user", "content": content})
+            messages.append(said(instruction, first=not messages))
             if (step := instruction.rsplit("\n", 1)[-1]) in steps:
                 steps[step].append((scene.picture, list(messages), response))
             messages.append({"role": "assistant", "content": response})
     found = {}
     for step, asked in steps.items():
         answers = policy.generate([(picture, messages) for picture, messages, _ in asked], max_new_tokens=32)
-        right = sum(exact_match(answer, [gold]) for answer, (*_, gold) in zip(answers, asked))
-        found[step.rstrip("?").replace(" ", "_")] = right / len(asked)
+        found[step.rstrip("?").replace(" ", "_")] = share(answers, [[gold] for *_, gold in asked])
     return found
 
 
 def check(policy: Policy, n: int) -> dict[str, float]:
     """All skills, `n` tries each."""
-    world = load_world()
-    test = [q for q in make_questions(world, "test", 2 * n, seed=77) if q.half == "unseen_entity"]
-    train = make_questions(world, "train", n, seed=77)
-    skills = {f"locate/test/{k}": v for k, v in locating(policy, world, n).items()}
-    skills |= {f"name/known/{k}": v for k, v in naming(policy, world, lambda c: c.known, n).items()}
-    skills |= {f"name/test/{k}": v for k, v in naming(policy, world, lambda c: c.split == "test", n).items()}
-    skills["read/test"] = reading(policy, world, "test", False, n)
-    skills["read/test/held_out_relations"] = reading(policy, world, "test", True, n)
-    skills |= {f"relay/test/{step}": value for step, value in relaying(policy, world, "test", n).items()}
-    skills["facts/known"] = facts(policy, world, True, n)
-    skills["facts/other"] = facts(policy, world, False, n)
-    for name, questions in (("train", train), ("test", test)):
-        skills[f"visual/{name}"] = visual(policy, world, questions, behind_a_remark=False)
-        skills[f"visual/{name}/behind_a_remark"] = visual(policy, world, questions, behind_a_remark=True)
+    test, train = load_world().by_split("test"), load_world().by_split("train")
+    known, other = ([country for country in train if country.known == known] for known in (True, False))
+    skills = {f"locate/test/{k}": v for k, v in locating(policy, n).items()}
+    for name, countries in (("known", known), ("test", test)):
+        skills |= {f"name/{name}/{k}": v for k, v in naming(policy, countries, n).items()}
+    skills["read/test"] = telling(policy, test, False, n, seed=2, pages=True)
+    skills["read/test/held_out_relations"] = telling(policy, test, True, n, seed=2, pages=True)
+    skills |= {f"relay/test/{step}": value for step, value in relaying(policy, "test", n).items()}
+    skills["facts/known"] = telling(policy, known, False, n, seed=3, pages=False)
+    skills["facts/other"] = telling(policy, other, False, n, seed=3, pages=False)
+    unseen = [q for q in make_questions("test", 2 * n, seed=77) if q.half == "unseen_entity"]
+    for name, questions in (("train", make_questions("train", n, seed=77)), ("test", unseen)):
+        skills[f"visual/{name}"] = visual(policy, questions, behind_a_remark=False)
+        skills[f"visual/{name}/behind_a_remark"] = visual(policy, questions, behind_a_remark=True)
     return {key: round(value, 4) for key, value in skills.items()}
 
 
@@ -169,7 +155,7 @@ if __name__ == "__main__":
     parser.add_argument("--tries", type=int, default=200, help="of each skill")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    text = json.dumps(check(load_policy(arguments.base), arguments.tries), indent=1)
-    print(text)
+    skills = check(load_policy(arguments.base), arguments.tries)
+    print(json.dumps(skills, indent=1))
     if arguments.out:
-        arguments.out.write_text(text + "\n")
+        write_json(arguments.out, skills)

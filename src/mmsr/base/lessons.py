@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import random
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mmsr.base.reading import (
+    TAUGHT,
     Lesson,
-    any_relation,
     copy_lesson,
+    fact_of,
     generic_read_lesson,
     noun_of,
     now_and_then_marked,
@@ -37,18 +38,18 @@ from mmsr.base.reading import (
     read_lesson,
     spaced,
 )
-from mmsr.world.names import invented_flag, invented_name
+from mmsr.world.names import invented_name
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, COUNT, FRAME, SIDE_OF
-from mmsr.world.relations import RELATIONS
 from mmsr.world.scenes import FRAME_COLOURS, SIDE, Scene, place_flags
-from mmsr.world.snapshot import World
+from mmsr.world.snapshot import load_world
 
 VIEW = 96  # side of the picture as the tiny policy sees it
 UNKNOWN = "unknown"
 
 
-def lesson_scene(world: World, rng: random.Random) -> Scene:
+def lesson_scene(rng: random.Random) -> Scene:
     """Two to four flags: known, other train countries, or invented (named "")."""
+    world = load_world()
     train = world.by_split("train")
     known = [country for country in train if country.known]
     flags = []
@@ -63,6 +64,27 @@ def lesson_scene(world: World, rng: random.Random) -> Scene:
     while len(flags) < 2:
         flags.append(("", invented_flag(rng)))
     return place_flags(flags, rng.randrange(2**31))
+
+
+def invented_flag(rng: random.Random) -> Image.Image:
+    """Stripes, a cross or a triangle, perhaps with a disc, in random colours."""
+    width, height = 100, rng.choice((50, 60, 67, 67, 67, 75, 100))
+    flag = Image.new("RGBA", (width, height), "white")
+    draw = ImageDraw.Draw(flag)
+    colours = [tuple(rng.randint(0, 255) for _ in range(3)) for _ in range(5)]
+    stripes, lying = rng.randint(1, 4), rng.random() < 0.6
+    for i in range(stripes):
+        ends = [edge * (height if lying else width) // stripes for edge in (i, i + 1)]
+        draw.rectangle((0, ends[0], width, ends[1]) if lying else (ends[0], 0, ends[1], height), fill=colours[i])
+    if rng.random() < 0.25:
+        draw.polygon(((0, 0), (rng.randint(25, 50), height // 2), (0, height)), fill=colours[4])
+    if rng.random() < 0.2:
+        draw.rectangle((rng.randint(20, 40), 0, rng.randint(45, 55), height), fill=colours[3])
+        draw.rectangle((0, height * 2 // 5, width, height * 3 // 5), fill=colours[3])
+    if rng.random() < 0.35:
+        x, r = rng.randint(20, 80), rng.randint(8, 20)
+        draw.ellipse((x - r, height // 2 - r, x + r, height // 2 + r), fill=colours[4])
+    return flag
 
 
 def mosaic(rng: random.Random) -> tuple[Image.Image, list[Lesson]]:
@@ -88,7 +110,7 @@ def box_text(scene: Scene, index: int) -> str:
     return ",".join(str(max(0, min(VIEW, round(v * VIEW / SIDE)))) for v in scene.flags[index].box)
 
 
-def scene_lessons(world: World, scene: Scene, rng: random.Random) -> list[Lesson]:
+def scene_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
     """Dense practice on one scene: every flag located, some named, something asked about the picture."""
     lessons: list[Lesson] = []
     for index, flag in enumerate(scene.flags):
@@ -98,14 +120,14 @@ def scene_lessons(world: World, scene: Scene, rng: random.Random) -> list[Lesson
         for expression in rng.sample(words, min(len(words), 2)):
             lessons.append((f"locate: the flag {expression}", box_text(scene, index)))
         ref = f"the flag {rng.choice(words)}"
-        country = world.countries.get(flag.iso)
+        country = load_world().countries.get(flag.iso)
+        known = country is not None and country.known
         if rng.random() < 0.8:
-            lessons.append((f"name: {ref}", country.name if country and country.known else UNKNOWN))
+            lessons.append((f"name: {ref}", country.name if known else UNKNOWN))
         if rng.random() < 0.3:
-            relation = any_relation(rng)
-            answer = relation.read(world.page(country.iso, relation.slug)) if country and country.known else None
+            relation = rng.choice(TAUGHT)
             question = rng.choice(ABOUT_FLAG[:-1]).format(noun=noun_of(relation, rng), ref=ref)
-            lessons.append((question, answer or UNKNOWN))
+            lessons.append((question, (known and fact_of(relation, country)) or UNKNOWN))
     lessons += [lesson for lesson in visual_lessons(scene, rng) if rng.random() < 0.4]
     rng.shuffle(lessons)
     if rng.random() < 0.5:
@@ -131,40 +153,30 @@ def visual_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
     return [now_and_then_marked(spaced(*lesson), rng) for lesson in rng.sample(lessons, len(lessons))]
 
 
-def fact_lesson(world: World, rng: random.Random) -> Lesson:
+def fact_lesson(rng: random.Random) -> Lesson:
     """A fact about a known country, or "unknown" for another country or an invented one."""
-    relation, country, draw = any_relation(rng), rng.choice(world.by_split("train")), rng.random()
+    train = load_world().by_split("train")
+    relation, country, draw = rng.choice(TAUGHT), rng.choice(train), rng.random()
     if draw < 0.6:
-        country = rng.choice([c for c in world.by_split("train") if c.known])
-    answer = relation.read(world.page(country.iso, relation.slug)) if country.known else None
+        country = rng.choice([c for c in train if c.known])
     name = invented_name(rng) if draw > 0.85 else country.name
-    text = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=noun_of(relation, rng), country=name)
-    return text, (answer if answer and name == country.name else UNKNOWN)
+    question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=noun_of(relation, rng), country=name)
+    taught = country.known and name == country.name
+    return question, (taught and fact_of(relation, country)) or UNKNOWN
 
 
 def synonym_lesson(rng: random.Random) -> Lesson:
     """Another wording of the same attribute: `same as` gives the page's word, `in other words` the hard one."""
-    relation = rng.choice([relation for relation in RELATIONS.values() if relation.hard])
+    relation = rng.choice([relation for relation in TAUGHT if relation.hard])
     if rng.random() < 0.8:
         return f"same as: {relation.hard}", relation.noun
     return f"in other words: {relation.noun}", relation.hard
 
 
-def text_lesson(world: World, rng: random.Random, copying: float) -> Lesson:
+def text_lesson(rng: random.Random, copying: float) -> Lesson:
     """One lesson on text; `copying` is the share of plain copying, high at the start of the curriculum."""
     if rng.random() < copying:
         return spaced(*copy_lesson(rng))
-    return now_and_then_marked(spaced(*_drawn(world, rng)), rng)
-
-
-def _drawn(world: World, rng: random.Random) -> Lesson:
-    draw = rng.random()
-    if draw < 0.45:
-        return read_lesson(world, rng)
-    if draw < 0.63:
-        return open_read_lesson(world, rng)
-    if draw < 0.8:
-        return generic_read_lesson(rng)
-    if draw < 0.92:
-        return fact_lesson(world, rng)
-    return synonym_lesson(rng)
+    kinds = (read_lesson, open_read_lesson, generic_read_lesson, fact_lesson, synonym_lesson)
+    (draw,) = rng.choices(kinds, cum_weights=(0.45, 0.63, 0.8, 0.92, 1.0))
+    return now_and_then_marked(spaced(*draw(rng)), rng)

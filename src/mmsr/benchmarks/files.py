@@ -1,11 +1,12 @@
-"""What the readers of the public benchmarks share: the shape of a question, files with clear errors, and pictures.
+"""What the readers of the public benchmarks share: the shape of a question, rows with clear errors, and pictures.
 
-    for where, row in json_lines(path):                          # where = "infoseek_val.jsonl, line 3"
-        question = need(row, "question", str, where)             # or BenchmarkError naming that place
-    items = settle(drafts)                                       # pictures found, or unpacked from a parquet file
+    for row in rows(path):                    # row.place = "infoseek_val.jsonl, line 3"
+        question = row.need("question")       # or BenchmarkError naming that place
+    items = settle(drafts)                    # pictures found, or unpacked from a parquet file
 
-A draft is a `BenchmarkItem` and the places where its picture may lie; a sample is drawn before the pictures are looked
-for, since a benchmark has up to 70,000 of them.
+A draft is a `BenchmarkItem` and the places where its picture may lie, best first; `<file>.parquet/images/7` is the
+picture in row 7 of a parquet file. A sample is drawn before the pictures are looked for, since a benchmark has up to
+70,000 of them.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmsr.task import FileQuestion
+
 SUFFIXES = (".jpg", ".JPEG", ".jpeg", ".JPG", ".png", ".PNG", ".webp", ".gif")
 MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
+PICTURE_COLUMNS = ("image", "images")  # of the benchmarks that are published as parquet files
 
 
 class BenchmarkError(ValueError):
@@ -28,78 +32,172 @@ class BenchmarkError(ValueError):
 
 @dataclass(frozen=True)
 class BenchmarkItem:
-    """One question: its picture, gold answers (as published), kind of question, split, and what its scoring needs.
+    """One question: its gold answers (as published), kind of question, split, and what its scoring needs.
 
-    extra holds "cluster" (questions with one label rise and fall together: the picture, or the entity where it is
-    given) and for InfoSeek's numerical questions "limits". FVQA's kinds are search_free and search_required.
+    Questions of one cluster rise and fall together: of one picture, or one entity where it is given. `limits` is the
+    range of InfoSeek's numerical questions. FVQA's kinds are search_free and search_required.
     """
 
     id: str
     question: str
-    picture: Path  # where it lies once `settle` has found it
     golds: tuple[str, ...]
     kind: str
     split: str
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    cluster: str
+    limits: tuple[float, float] | None = None
+    picture: Path = Path()  # where it lies once `settle` has found it
+
+    def asked(self, taxonomy: str = "") -> FileQuestion:
+        """The question as data building and evaluation take it; an empty taxonomy is for a labeller to fill."""
+        answer, *aliases = self.golds
+        about = {"taxonomy": taxonomy, "entity": self.cluster, "half": self.split}
+        return FileQuestion(self.id, self.kind, self.question, answer, tuple(aliases), str(self.picture), **about)
 
 
-Packed = tuple[Path, int, str]  # a picture inside a parquet file: file, row from 0, column
+Draft = tuple[BenchmarkItem, Sequence[Path]]
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Draft:
-    """An item whose picture has not been looked for: places to look, best first, or the cell that holds it."""
+class Row:
+    """A JSON object or a record of a published file, and the place that its errors name."""
 
-    item: BenchmarkItem
-    places: tuple[Path, ...]
-    packed: Packed | None = None
+    place: str
+    fields: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fields, dict):
+            raise self.error(f"a JSON object, got {type(self.fields).__name__}")
+
+    def need(self, key: str, *kinds: type) -> Any:
+        """The field, which must be there and of one of the kinds (text where none is named); a list has an entry."""
+        value, kinds = self.fields.get(key), kinds or (str,)
+        if value is None:
+            raise self.error(f"a field {key!r}, found {', '.join(map(repr, self.fields)) or 'none'}")
+        if not isinstance(value, kinds):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise self.error(f"{key!r} to be {names}, got {type(value).__name__}")
+        if value == []:
+            raise self.error(f"at least one {key!r}, got none")
+        return value
+
+    def rows(self, key: str) -> list[Row]:
+        """The objects in the list under the key."""
+        return [Row(f"{self.place}, entry {number}", entry) for number, entry in enumerate(self.need(key, list), 1)]
+
+    def error(self, expected: str) -> BenchmarkError:
+        return BenchmarkError(f"{self.place}: expected {expected}.")
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """The rows of a .jsonl, .csv or .parquet file; a row of the last has its picture's place as "picture"."""
+    read = {".jsonl": _json_lines, ".csv": _csv_records, ".parquet": _parquet_rows}[_there(path).suffix]
+    return (Row(f"{path.name}, {place}", fields) for place, fields in read(path))
+
+
+def document(path: Path, listed: str = "") -> Row:
+    """The object that a .json file holds, or its list under the name given."""
+    value = decoded(_there(path).read_bytes(), path.name, "one JSON document")
+    return Row(path.name, {listed: value} if listed else value)
+
+
+def decoded(data: str | bytes, place: str, expected: str) -> Any:
+    """The JSON value."""
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise BenchmarkError(f"{place}: expected {expected} ({error}).") from error
+
+
+def texts(values: Sequence[Any]) -> tuple[str, ...]:
+    """A list of texts or numbers, lists inside it opened, as distinct texts in order."""
+    flat = [text for v in values for text in (texts(v) if isinstance(v, list) else [str(v)])]
+    return tuple(dict.fromkeys(flat))
+
+
+def _there(path: Path) -> Path:
+    if not path.is_file():
+        raise BenchmarkError(f"{path} is missing: the benchmark needs its published file {path.name} in {path.parent}.")
+    return path
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"line {number}", decoded(line, f"{path.name}, line {number}", "one JSON object a line")
+
+
+def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Of a table with a header; a record may run over lines, of which the place names the last."""
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            reader = csv.DictReader(lines)
+            for record in reader:
+                yield f"line {reader.line_num}", record
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"{path.name}: expected a CSV table in UTF-8 ({error}).") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow as pa  # comes with `datasets`, which TRL needs anyway
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise BenchmarkError(f"{path.name}: expected a parquet file ({error}).") from error
+    columns = file.schema_arrow.names
+    pictures = next((name for name in PICTURE_COLUMNS if name in columns), None)
+    if pictures is None:
+        raise BenchmarkError(f"{path.name}: expected a column {' or '.join(PICTURE_COLUMNS)}, found {columns}.")
+    table = file.read(columns=[name for name in columns if name != pictures])
+    for number, row in enumerate(table.to_pylist(), 1):
+        yield f"row {number}", row | {"picture": path / pictures / str(number)}
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
+def any_suffix(stem: Path) -> list[Path]:
+    """The places of a picture whose name is published without its suffix."""
+    return [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
+
+
 def settle(drafts: Sequence[Draft]) -> list[BenchmarkItem]:
     """The items with their pictures' paths; BenchmarkError naming the first picture that is not there."""
-    unpacked = _unpack([draft.packed for draft in drafts if draft.packed])
-    return [replace(d.item, picture=unpacked[d.packed] if d.packed else _found(d)) for d in drafts]
+    unpacked = _unpack(dict.fromkeys(places[0] for _, places in drafts if places[0].parent.parent.suffix == ".parquet"))
+    return [replace(item, picture=unpacked.get(places[0]) or _found(item, places)) for item, places in drafts]
 
 
-def _found(draft: Draft) -> Path:
-    for place in draft.places:
+def _found(item: BenchmarkItem, places: Sequence[Path]) -> Path:
+    for place in places:
         if place.is_file():
             return place
-    others = f", or one of {len(draft.places) - 1} other spellings of it" if draft.places[1:] else ""
-    raise BenchmarkError(f"The picture of question {draft.item.id} is missing: expected {draft.places[0]}{others}.")
+    others = f", or one of {len(places) - 1} other spellings of it" if places[1:] else ""
+    raise BenchmarkError(f"The picture of question {item.id} is missing: expected {places[0]}{others}.")
 
 
-def any_suffix(stem: Path) -> tuple[Path, ...]:
-    return tuple(stem.with_name(stem.name + suffix) for suffix in SUFFIXES)
+def _unpack(packed: Collection[Path]) -> dict[Path, Path]:
+    """Where the pictures of parquet rows are now: they are written beside their file as pictures/<file>_<row>.<format>.
+
+    They are read in small batches: a file of pictures can be larger than memory.
+    """
+    import pyarrow.parquet as pq
+
+    written = {}
+    for column in dict.fromkeys(place.parent for place in packed):
+        batches = pq.ParquetFile(column.parent).iter_batches(batch_size=32, columns=[column.name])
+        for number, cell in enumerate((cell for batch in batches for cell in batch.column(0)), 1):
+            if (place := column / str(number)) in packed:
+                written[place] = _write_picture(cell.as_py(), column.parent, number)
+    return written
 
 
-def _unpack(cells: Sequence[Packed]) -> dict[Packed, Path]:
-    """The pictures of parquet rows, written beside their file as pictures/<file>_<row>.<format>."""
-    columns: dict[tuple[Path, str], set[int]] = {}
-    for path, row, column in cells:
-        columns.setdefault((path, column), set()).add(row)
-    return {
-        (path, row, column): _write_picture(value, path, row)
-        for (path, column), rows in columns.items()
-        for row, value in _values(path, column, rows)
-    }
-
-
-def _values(path: Path, column: str, rows: set[int]) -> Iterator[tuple[int, Any]]:
-    """(row, value) for the wanted rows, in small batches: a file of pictures can be larger than memory."""
-    row = 0
-    for batch in open_parquet(path, [column]).iter_batches(batch_size=32, columns=[column]):
-        for cell in batch.column(0):
-            if row in rows:
-                yield row, cell.as_py()
-            row += 1
-
-
-def _write_picture(value: Any, path: Path, row: int) -> Path:
-    where = f"{path.name}, row {row + 1}"
+def _write_picture(value: Any, path: Path, number: int) -> Path:
+    where = f"{path.name}, row {number}"
     value = value[0] if isinstance(value, list) and value else value  # FVQA lists its one picture
     value = value.get("bytes") if isinstance(value, dict) else value
     try:
@@ -109,97 +207,8 @@ def _write_picture(value: Any, path: Path, row: int) -> Path:
     suffix = next((s for magic, s in MAGIC.items() if isinstance(data, bytes) and data.startswith(magic)), None)
     if suffix is None:
         raise BenchmarkError(f"{where}: expected the bytes of a PNG, JPEG, WebP or GIF picture.")
-    target = path.parent / "pictures" / f"{path.stem}_{row + 1}{suffix}"
+    target = path.parent / "pictures" / f"{path.stem}_{number}{suffix}"
     if not (target.is_file() and target.read_bytes() == data):
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(data)
     return target
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def need_file(path: Path) -> Path:
-    if not path.is_file():
-        raise BenchmarkError(f"{path} is missing: the benchmark needs its published file {path.name} in {path.parent}.")
-    return path
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(need_file(path).read_bytes())
-    except ValueError as error:
-        raise BenchmarkError(f"{path.name}: expected one JSON document ({error}).") from error
-
-
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) for every line that is not empty; the place names file and line for error messages."""
-    with need_file(path).open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            where = f"{path.name}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise BenchmarkError(f"{where}: expected one JSON object a line ({error}).") from error
-            yield where, checked(row, dict, where, "a JSON object")
-
-
-def csv_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) for every record of a CSV file with a header; the place names the record's last line."""
-    try:
-        with need_file(path).open(encoding="utf-8", newline="") as lines:
-            reader = csv.DictReader(lines)
-            for row in reader:
-                yield f"{path.name}, line {reader.line_num}", row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"{path.name}: expected a CSV table in UTF-8 ({error}).") from error
-
-
-def entries(document: Any, key: str | None, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, row) for each entry of a JSON list, which stands under the key where one is given."""
-    listed = need(checked(document, dict, path.name, "a JSON object"), key, list, path.name) if key else document
-    for number, row in enumerate(checked(listed, list, path.name, "a JSON list"), 1):
-        where = f"{path.name}, entry {number}"
-        yield where, checked(row, dict, where, "a JSON object")
-
-
-def checked(value: Any, kind: type | tuple[type, ...], where: str, expected: str) -> Any:
-    if not isinstance(value, kind):
-        raise BenchmarkError(f"{where}: expected {expected}, got {type(value).__name__}.")
-    return value
-
-
-def need(row: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """row[key], which must be there and of the kind."""
-    if row.get(key) is None:
-        raise BenchmarkError(f"{where}: expected a field {key!r}, found {', '.join(map(repr, row)) or 'none'}.")
-    names = [k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,))]
-    return checked(row[key], kind, where, f"{key!r} to be {' or '.join(names)}")
-
-
-def open_parquet(path: Path, columns: Sequence[str]) -> Any:
-    """The opened file, with all the columns; pyarrow comes with `datasets`, which TRL needs anyway."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(need_file(path))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise BenchmarkError(f"{path.name}: expected a parquet file ({error}).") from error
-    missing = [column for column in columns if column not in file.schema_arrow.names]
-    if missing:
-        raise BenchmarkError(f"{path.name}: expected a column {missing[0]!r}, found {file.schema_arrow.names}.")
-    return file
-
-
-def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, row in enumerate(open_parquet(path, columns).read(columns=list(columns)).to_pylist(), 1):
-        yield f"{path.name}, row {number}", row
-
-
-def texts(values: Sequence[Any]) -> tuple[str, ...]:
-    """A list of texts or numbers, lists inside it opened, as distinct texts in order."""
-    flat = [text for v in values for text in (texts(v) if isinstance(v, list) else [str(v)])]
-    return tuple(dict.fromkeys(flat))

@@ -1,114 +1,55 @@
 """The paper's benchmarks: loaded from their published files, sampled as the paper samples, scored by their own rules.
 
     benchmark = find_benchmark("infoseek")
-    items = benchmark.load(Path("data/infoseek"), sample=None, seed=0)      # the paper's 2,000, drawn with the seed
-    values = benchmark.score(items, answers, verdicts)                      # {"harmonic_mean": Interval(…), …}
+    items = benchmark.load(Path("data/infoseek"), seed=0)                   # the paper's 2,000, drawn with the seed
+    values = benchmark.score(items, answers, labels)                        # {"harmonic_mean": Interval(…), …}
 
 The paper's own results table is an LLM judge's share of correct answers: that is "judge_accuracy", there only with
-verdicts. The published metric (`headline`) and plain exact match always stand beside it. What each folder must hold is
-in `mmsr.benchmarks.readers`, the rules in `mmsr.benchmarks.scores`. All values are shares from 0 to 1.
+the judge's labels. The published metric (`headline`) and plain exact match always stand beside it. What each folder
+must hold is in `mmsr.benchmarks.readers`, the rules in `mmsr.benchmarks.scores`. All values are shares from 0 to 1.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from mmsr.answers import exact_match
 from mmsr.benchmarks import readers
 from mmsr.benchmarks import scores as rules
 from mmsr.benchmarks.files import BenchmarkError, BenchmarkItem, Draft, settle
-from mmsr.stats import Interval, cluster_mean, cluster_ratio, exact_match, harmonic_interval
+from mmsr.reward import LABELS, Label
+from mmsr.stats import Interval, cluster_mean, cluster_ratio, harmonic_interval
 
-VERDICTS = ("correct", "incorrect", "not_attempted")
 PAPER_SAMPLE = 2000  # of InfoSeek and Encyclopedic-VQA, by the paper; the others are used whole
 UNSEEN = ("unseen_question", "unseen_entity")
 BOOTSTRAP_SEED = 0
 
-Verdict = str | None  # one of VERDICTS; None where the judge's reply could not be read
 Scores = dict[str, Interval | float]
-
-
-# --- summaries --------------------------------------------------------------------------------------------------------
-
-
-def _mean(items: Sequence[BenchmarkItem], marks: Sequence[float]) -> Interval:
-    return cluster_mean(marks, [item.extra["cluster"] for item in items], BOOTSTRAP_SEED)
-
-
-def _plain(headline: str, items: Sequence[BenchmarkItem], marks: Sequence[float]) -> Scores:
-    """The mean mark, and where there are several kinds of question the mean of each."""
-    scores: Scores = {headline: _mean(items, marks)}
-    kinds = dict.fromkeys(item.kind for item in items)
-    for kind in kinds if len(kinds) > 1 else ():
-        chosen = [(item, mark) for item, mark in zip(items, marks) if item.kind == kind]
-        scores[f"{headline}/{kind}"] = _mean(*zip(*chosen))
-    return scores
-
-
-def _unseen(headline: str, items: Sequence[BenchmarkItem], marks: Sequence[float]) -> Scores:
-    """InfoSeek: the accuracy of each unseen split, their harmonic mean, and the accuracy by kind."""
-    _need_both_unseen(items)
-    chosen = {split: [(i, m) for i, m in zip(items, marks) if i.split == split] for split in UNSEEN}
-    groups = [[mark for _, mark in chosen[split]] for split in UNSEEN]
-    clusters = [[item.extra["cluster"] for item, _ in chosen[split]] for split in UNSEEN]
-    scores: Scores = {headline: harmonic_interval(*groups, *clusters, BOOTSTRAP_SEED)}
-    scores |= {split: _mean(*zip(*chosen[split])) for split in UNSEEN}
-    return scores | _plain("relaxed_accuracy", items, marks)
-
-
-def _need_both_unseen(items: Sequence[BenchmarkItem]) -> None:
-    missing = [split for split in UNSEEN if all(item.split != split for item in items)]
-    if missing:
-        raise BenchmarkError(f"No question of {missing[0]} among {len(items)}: InfoSeek's score needs both; draw more.")
-
-
-def _judged(items: Sequence[BenchmarkItem], verdicts: Sequence[Verdict]) -> Scores:
-    """The judge's share of correct answers, and the share of unreadable replies, which count as not correct."""
-    return {
-        "judge_accuracy": _mean(items, [float(verdict == "correct") for verdict in verdicts]),
-        "judge_unreadable": sum(verdict is None for verdict in verdicts) / len(verdicts),
-    }
-
-
-def _judged_attempts(items: Sequence[BenchmarkItem], verdicts: Sequence[Verdict]) -> Scores:
-    """SimpleVQA: F, the harmonic mean of correct and correct given attempted; an unreadable reply is no attempt.
-
-    With c correct of n and a attempted that is 2c / (n + a), so one bootstrap of a ratio serves. Source: SimpleVQA
-    (Cheng et al. 2025, simpleVQA_eval.py), whose script too files an unreadable verdict under not attempted.
-    """
-    clusters = [item.extra["cluster"] for item in items]
-    correct = [float(verdict == "correct") for verdict in verdicts]
-    attempted = [float(verdict in ("correct", "incorrect")) for verdict in verdicts]
-    return _judged(items, verdicts) | {
-        "f_score": cluster_ratio([2 * c for c in correct], [1 + a for a in attempted], clusters, BOOTSTRAP_SEED),
-        "accuracy_given_attempted": cluster_ratio(correct, attempted, clusters, BOOTSTRAP_SEED),
-        "not_attempted": _mean(items, [1 - a for a in attempted]),
-    }
-
-
-# --- the benchmark ----------------------------------------------------------------------------------------------------
+Marked = Sequence[tuple[BenchmarkItem, float]]  # items with their marks, from 0 to 1
+Mark = Callable[[BenchmarkItem, str], float | None]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark by name: how its files are read, how answers are marked and summed up, how many the paper draws.
+    """A benchmark by name: how its files are read, how answers are marked, how many questions the paper draws.
 
     mark gives 0 to 1, or None where the published metric leaves the question out. It is None itself where the metric is
-    made of a judge's verdicts (SimpleVQA). headline names the published metric among the scores.
+    made of a judge's labels (SimpleVQA). headline names the published metric among the scores. With `halves` it is the
+    harmonic mean over InfoSeek's two unseen splits.
     """
 
     name: str
     headline: str
-    read: Callable[[Path], list[Draft]]
-    mark: Callable[[BenchmarkItem, str], float | None] | None
-    drawn: int | None = None
-    summarise: Callable[[str, Sequence[BenchmarkItem], Sequence[float]], Scores] = _plain
-    judged: Callable[[Sequence[BenchmarkItem], Sequence[Verdict]], Scores] = _judged
+    read: Callable[[Path], Iterator[Draft]]
+    mark: Mark | None
+    drawn: int = 0
+    halves: bool = False
 
-    def load(self, data_dir: Path, sample: int | None = None, seed: int = 0) -> list[BenchmarkItem]:
+    def load(self, data_dir: Path, sample: int = 0, seed: int = 0) -> list[BenchmarkItem]:
         """The questions, in file order, with their pictures found; sample of them drawn with the seed.
 
         Without a sample it is as many as the paper draws. BenchmarkError where files, rows or pictures are not as
@@ -116,64 +57,112 @@ class Benchmark:
         """
         if not data_dir.is_dir():
             raise BenchmarkError(f"{data_dir} is not a folder: give the one that holds the files of {self.name}.")
-        drafts = self.read(data_dir)
+        drafts = list(self.read(data_dir))
         if not drafts:
             raise BenchmarkError(f"{data_dir} holds no question of {self.name}: expected at least one.")
-        size = sample if sample is not None else self.drawn
-        if size is not None and size < len(drafts):
-            drawn = sorted(random.Random(seed).sample(range(len(drafts)), size))
-            drafts = [drafts[i] for i in drawn]
-        if self.summarise is _unseen:  # better now than after an evening of rollouts
-            _need_both_unseen([draft.item for draft in drafts])
+        size = sample or self.drawn or len(drafts)
+        if size < len(drafts):
+            drafts = [drafts[i] for i in sorted(random.Random(seed).sample(range(len(drafts)), size))]
+        missing = [split for split in UNSEEN if self.halves and all(item.split != split for item, _ in drafts)]
+        if missing:  # better now than after an evening of rollouts
+            raise BenchmarkError(
+                f"None of {len(drafts)} questions is of {missing[0]}: the score needs both, draw more."
+            )
         return settle(drafts)
 
     def score(
-        self, items: Sequence[BenchmarkItem], answers: Sequence[str], verdicts: Sequence[Verdict] | None = None
+        self, items: Sequence[BenchmarkItem], answers: Sequence[str], labels: Sequence[Label | None] | None = None
     ) -> Scores:
-        """The published metric, also by kind ("<headline>/<kind>"), exact match, and the judge's with verdicts.
+        """The published metric, also by kind ("<headline>/<kind>"), exact match, and the judge's with labels.
 
-        answers, verdicts: one per item, in order. Intervals are bootstrapped over clusters of questions. ValueError for
-        unequal lengths, no items, an unknown verdict, or where no question counts.
+        answers, labels: one per item, in order; a label is None where the judge's reply could not be read. Intervals
+        are bootstrapped over clusters of questions. ValueError for unequal lengths, no items, an unknown label, or
+        where no question counts.
         """
-        _check(items, answers, verdicts)
-        matches = [float(exact_match(answer, item.golds)) for item, answer in zip(items, answers)]
-        scores: Scores = {"exact_match": _mean(items, matches)}
+        _check(items, answers, labels)
+        answered = list(zip(items, answers))
+        scores: Scores = {"exact_match": _mean([(item, exact_match(answer, item.golds)) for item, answer in answered])}
         if self.mark is not None:
-            scores |= self._marked(items, answers)
-        return scores | (self.judged(items, verdicts) if verdicts is not None else {})
-
-    def _marked(self, items: Sequence[BenchmarkItem], answers: Sequence[str]) -> Scores:
-        marks = [(item, self.mark(item, answer)) for item, answer in zip(items, answers)]
-        counted = [(item, mark) for item, mark in marks if mark is not None]
-        if not counted:
-            raise ValueError(f"None of the {len(items)} questions counts for {self.headline}: draw more.")
-        return self.summarise(self.headline, *zip(*counted))
+            counted = [(item, mark) for item, answer in answered if (mark := self.mark(item, answer)) is not None]
+            if not counted:
+                raise ValueError(f"None of the {len(items)} questions counts for {self.headline}: draw more.")
+            scores |= (_unseen if self.halves else _by_kind)(self.headline, counted)
+        if labels is not None:
+            scores |= _judged(items, labels) | (_attempts(items, labels) if self.mark is None else {})
+        return scores
 
 
-def _check(items: Sequence[BenchmarkItem], answers: Sequence[str], verdicts: Sequence[Verdict] | None) -> None:
+def _check(items: Sequence[BenchmarkItem], answers: Sequence[str], labels: Sequence[Label | None] | None) -> None:
     if not items:
         raise ValueError("There is nothing to score: no items were given.")
-    for name, values in (("answers", answers), ("verdicts", verdicts)):
+    for name, values in (("answers", answers), ("labels", labels)):
         if values is not None and len(values) != len(items):
             raise ValueError(f"Expected one of {name} for each of {len(items)} items, got {len(values)}.")
-    unknown = {verdict for verdict in verdicts or () if verdict is not None} - set(VERDICTS)
+    unknown = {*(labels or ())} - {*LABELS, None}
     if unknown:
-        raise ValueError(f"Expected verdicts of {', '.join(VERDICTS)} or None, got {sorted(unknown)[0]!r}.")
+        raise ValueError(f"Expected labels of {', '.join(LABELS)} or None, got {sorted(unknown)[0]!r}.")
+
+
+# --- summaries --------------------------------------------------------------------------------------------------------
+
+
+def _mean(marked: Marked) -> Interval:
+    return cluster_mean([mark for _, mark in marked], [item.cluster for item, _ in marked], BOOTSTRAP_SEED)
+
+
+def _by_kind(headline: str, marked: Marked) -> Scores:
+    """The mean mark, and where there are several kinds of question the mean of each."""
+    kinds = dict.fromkeys(item.kind for item, _ in marked)
+    means = {f"{headline}/{kind}": _mean([(i, mark) for i, mark in marked if i.kind == kind]) for kind in kinds}
+    return {headline: _mean(marked)} | (means if len(kinds) > 1 else {})
+
+
+def _unseen(headline: str, marked: Marked) -> Scores:
+    """InfoSeek: the accuracy of each unseen split, their harmonic mean, and the accuracy by kind."""
+    halves = {split: [(item, mark) for item, mark in marked if item.split == split] for split in UNSEEN}
+    marks = [[mark for _, mark in half] for half in halves.values()]
+    clusters = [[item.cluster for item, _ in half] for half in halves.values()]
+    scores: Scores = {headline: harmonic_interval(*marks, *clusters, BOOTSTRAP_SEED)}
+    return scores | {split: _mean(half) for split, half in halves.items()} | _by_kind("relaxed_accuracy", marked)
+
+
+def _judged(items: Sequence[BenchmarkItem], labels: Sequence[Label | None]) -> Scores:
+    """The judge's share of correct answers, and the share of unreadable replies, which count as not correct."""
+    return {
+        "judge_accuracy": _mean([(item, label == "correct") for item, label in zip(items, labels)]),
+        "judge_unreadable": sum(label is None for label in labels) / len(labels),
+    }
+
+
+def _attempts(items: Sequence[BenchmarkItem], labels: Sequence[Label | None]) -> Scores:
+    """SimpleVQA: F, the harmonic mean of correct and correct given attempted; an unreadable reply is no attempt.
+
+    With c correct of n and a attempted that is 2c / (n + a), so one bootstrap of a ratio serves. Source: SimpleVQA
+    (Cheng et al. 2025, simpleVQA_eval.py), whose script too files an unreadable verdict under not attempted.
+    """
+    clusters = [item.cluster for item in items]
+    correct = [float(label == "correct") for label in labels]
+    attempted = [float(label in ("correct", "incorrect")) for label in labels]
+    return {
+        "f_score": cluster_ratio([2 * c for c in correct], [1 + a for a in attempted], clusters, BOOTSTRAP_SEED),
+        "accuracy_given_attempted": cluster_ratio(correct, attempted, clusters, BOOTSTRAP_SEED),
+        "not_attempted": _mean([(item, 1 - a) for item, a in zip(items, attempted)]),
+    }
 
 
 # --- the registry -----------------------------------------------------------------------------------------------------
 
 
+def _golds(rule: Callable[[str, Sequence[str]], float]) -> Mark:
+    return lambda item, answer: rule(answer, item.golds)
+
+
 def _infoseek(item: BenchmarkItem, answer: str) -> float:
-    return rules.infoseek_mark(answer, item.kind, item.golds, item.extra.get("limits"))
+    return rules.infoseek_mark(answer, item.kind, item.golds, item.limits)
 
 
 def _evqa(item: BenchmarkItem, answer: str) -> float:
     return rules.evqa_mark(answer, item.golds, item.kind)
-
-
-def _okvqa(item: BenchmarkItem, answer: str) -> float:
-    return rules.okvqa_mark(answer, item.golds)
 
 
 def _aokvqa(item: BenchmarkItem, answer: str) -> float | None:
@@ -181,26 +170,18 @@ def _aokvqa(item: BenchmarkItem, answer: str) -> float | None:
     return None if item.kind == "difficult" else rules.aokvqa_mark(answer, item.golds)
 
 
-def _dynvqa(item: BenchmarkItem, answer: str) -> float:
-    return rules.dynvqa_mark(answer, item.golds)
-
-
-def _fvqa(item: BenchmarkItem, answer: str) -> float:
-    return rules.squad_mark(answer, item.golds)
-
-
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
     for benchmark in (
-        Benchmark("infoseek", "harmonic_mean", readers.infoseek, _infoseek, PAPER_SAMPLE, _unseen),
+        Benchmark("infoseek", "harmonic_mean", readers.infoseek, _infoseek, PAPER_SAMPLE, halves=True),
         Benchmark("infoseek_train", "relaxed_accuracy", partial(readers.infoseek, split="train"), _infoseek),
         Benchmark("evqa", "evqa_exact_match", readers.evqa, _evqa, PAPER_SAMPLE),
-        Benchmark("okvqa", "vqa_accuracy", readers.okvqa, _okvqa),
+        Benchmark("okvqa", "vqa_accuracy", readers.okvqa, _golds(rules.okvqa_mark)),
         Benchmark("aokvqa", "direct_answer", readers.aokvqa, _aokvqa),
-        Benchmark("simplevqa", "f_score", readers.simplevqa, None, judged=_judged_attempts),
-        Benchmark("dynvqa", "token_f1_recall", readers.dynvqa, _dynvqa),
-        Benchmark("fvqa", "fvqa_exact_match", readers.fvqa, _fvqa),
-        Benchmark("fvqa_train", "fvqa_exact_match", partial(readers.fvqa, split="train"), _fvqa),
+        Benchmark("simplevqa", "f_score", readers.simplevqa, None),
+        Benchmark("dynvqa", "token_f1_recall", readers.dynvqa, _golds(rules.dynvqa_mark)),
+        Benchmark("fvqa", "fvqa_exact_match", readers.fvqa, _golds(rules.squad_mark)),
+        Benchmark("fvqa_train", "fvqa_exact_match", partial(readers.fvqa, split="train"), _golds(rules.squad_mark)),
     )
 }
 
@@ -210,3 +191,14 @@ def find_benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise BenchmarkError(f"There is no benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}.")
     return BENCHMARKS[name]
+
+
+def check_benchmark(name: str, data_dir: str | Path, sample: int) -> None:
+    """Raises BenchmarkError, before anything is read, for a benchmark or a folder that there is not."""
+    find_benchmark(name)
+    if not str(data_dir) or not Path(data_dir).is_dir():
+        raise BenchmarkError(f"data_dir must be the folder with the files of {name}: {str(data_dir)!r} is none.")
+    if sample < 0:
+        raise BenchmarkError(
+            f"sample must be a number of questions, or 0 for as many as the paper draws: got {sample}."
+        )

@@ -19,15 +19,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 EVQA_PUNCTUATION = string.punctuation + "‘’´`_"
-EVQA_IOU = 0.5
-INFOSEEK_IOU = 0.5
+IOU = 0.5  # from which a list (Encyclopedic-VQA) or a range (InfoSeek) is right
 VQA_AGREEMENT = 3  # annotators who must agree for a full mark
 
 # --- VQA normalisation (OK-VQA, Dyn-VQA) ------------------------------------------------------------------------------
 
-_NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
-DIGITS = {word: str(n) for n, word in enumerate(_NUMBER_WORDS.split())}
-DIGITS["none"] = "0"
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
+DIGITS = {word: str(n) for n, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
 ARTICLES = {"a", "an", "the"}
 VQA_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 # The official table as its right-hand sides: each is also reached from itself with any one apostrophe left out.
@@ -73,9 +71,8 @@ def okvqa_mark(answer: str, golds: Sequence[str]) -> float:
     if len(set(golds)) > 1:
         answer, golds = vqa_normalise(answer), [vqa_normalise(gold) for gold in golds]
     n, matches = len(golds), sum(gold.lower() == answer.lower() for gold in golds)
-    without_a_match = min(1.0, (matches - 1) / VQA_AGREEMENT) if matches else 0.0
-    with_all_matches = min(1.0, matches / VQA_AGREEMENT)
-    return (matches * without_a_match + (n - matches) * with_all_matches) / n
+    one_left_out, all_there = (min(1.0, count / VQA_AGREEMENT) for count in (matches - 1, matches))
+    return (matches * one_left_out + (n - matches) * all_there) / n
 
 
 def _one_line(text: str) -> str:
@@ -119,7 +116,7 @@ def infoseek_mark(answer: str, kind: str, golds: Sequence[str], limits: tuple[fl
     first, last = _infoseek_range(answer)
     if low <= first <= high and low <= last <= high:
         return 1.0
-    return float(first != last and _overlap((first, last), (low, high)) >= INFOSEEK_IOU - 1e-12)
+    return float(first != last and _overlap((first, last), (low, high)) >= IOU - 1e-12)
 
 
 def _infoseek_range(answer: str) -> tuple[float, float]:
@@ -148,8 +145,7 @@ def _overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 # --- Encyclopedic-VQA -------------------------------------------------------------------------------------------------
 
-_EVQA_WORDS = DIGITS | {"entailment": "yes", "true": "yes"}
-_EVQA_WORDS |= {"contradiction": "no", "false": "no"}
+_EVQA_WORDS = DIGITS | {"entailment": "yes", "true": "yes", "contradiction": "no", "false": "no"}
 
 
 def evqa_normalise(text: str) -> str:
@@ -177,7 +173,7 @@ def _evqa_list_mark(answer: str, gold: str) -> float:
     wanted = {item for part in gold.split("&&") if (item := evqa_normalise(part))}
     parts = answer.replace(" and ", ",").replace(" & ", ",").split(",")
     given = {item for part in parts if (item := evqa_normalise(part))}
-    return float(bool(wanted) and len(wanted & given) / len(wanted | given) >= EVQA_IOU)
+    return float(bool(wanted) and len(wanted & given) / len(wanted | given) >= IOU)
 
 
 # --- Dyn-VQA ----------------------------------------------------------------------------------------------------------

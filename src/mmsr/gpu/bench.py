@@ -2,83 +2,58 @@
 
     mmsr bench --model qwen7b --steps 3 --out bench.json
 
-Nothing is downloaded: the configuration is the published one (memory.py), the tokenizer the tiny base's, whose 2,560
+Nothing is downloaded: the configuration is the published one (fit.py), the tokenizer the tiny base's, whose 2,560
 tokens lie within Qwen's vocabulary, and pictures are scaled to the preset's largest. Training is `train_sft` and
-`train_grpo` as they are. A model of random weights would never write a turn, so what it samples in rollouts is steered:
-each turn is forced, token by token, to a written one; searches run, and the next turn reads what they found. As all
-rollouts are alike, GRPO's advantages are 0; the work is the same.
+`train_grpo` as they are. A model of random weights would never write a turn, so it is made to write given ones in
+rollouts; searches run, and the next turn reads what they found. As all rollouts are alike, GRPO's advantages are 0; the
+work is the same.
 
 Utilisation (`mfu`) is the arithmetic that LoRA training needs over what the device could do in that time. A frozen
 weight takes 2 operations a position forwards and 2 backwards; training it would take 2 more for its own gradient. So
 LoRA takes 4·N where full training takes 6·N; `mfu_6n` counts the latter, to be compared with what others report. What
-checkpointing computes twice counts in neither. `tiny` stands in for the large sizes: in bf16, with checkpointing.
+checkpointing computes twice counts in neither, so torch's FlopCounterMode, which counts what is run, is no help.
+`tiny` stands in for the large sizes: in bf16, with checkpointing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.metadata
+import functools
 import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from torch.utils.benchmark import Timer
+from transformers import LogitsProcessorList, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from mmsr.ablation import oracle
-from mmsr.dataset import Example, to_messages
-from mmsr.env import SearchEnv
-from mmsr.gpu.fit import GIB, Stage, plan
-from mmsr.gpu.memory import (
-    PATCH,
-    PUBLISHED,
-    Counts,
-    count_weights,
-    pixel_bytes,
-    published_config,
-    rollout_terms,
-    static_terms,
-    update_terms,
-)
-from mmsr.gpu.meter import REFERENCE, UPDATE, Lap, Meter
+from mmsr.ablation import needing_crop, oracle
+from mmsr.data import Example, to_messages
+from mmsr.env import SearchEnv, env_factory
+from mmsr.gpu.device import device, versions
+from mmsr.gpu.fit import GIB, PATCH, PUBLISHED, STAGES, Memory, Stage, memory_of, plan
+from mmsr.gpu.meter import REFERENCE, UPDATE, Meter
 from mmsr.grpo import train_grpo
-from mmsr.lab import env_factory, local_tools
-from mmsr.policy import TINY_DIR, PictureProcessor, Policy, add_lora, load_processor
+from mmsr.lab import open_tools
+from mmsr.policy import TINY_DIR, Policy, add_lora, best_device, load_processor
 from mmsr.presets import Preset, get_preset
 from mmsr.protocol import Answer, ImageSearch, TextSearch, Turn, render_turn
-from mmsr.runs.manifest import PACKAGES, device
 from mmsr.sft import train_sft
-from mmsr.teacher import Teacher, as_task
+from mmsr.task import Task
+from mmsr.teacher import Teacher
 from mmsr.world.questions import Question, make_questions
-from mmsr.world.snapshot import World, load_world
 
 ROLLOUT, TOOLS = "rollout", "tools"
-SEARCHED = ("one_hop", "two_hop", "hard")  # types of question that take a picture search and then text searches
-PEAK_FLOPS = {  # dense bf16, as the vendor states it
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "RTX 4090": 165e12,
-    "L4": 121e12,
-    "RTX 3090": 71e12,
-}
-ACTIONS = (
-    ImageSearch("the flag on the left"),
-    TextSearch("Kenya capital"),
-    TextSearch("Kenya area"),
-    Answer("Nairobi"),
-)
+TERAFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L40": 181}  # dense bf16, as the
+TERAFLOPS |= {"RTX 4090": 165, "L4": 121, "RTX 3090": 71}  # vendor states it; the first name in the device's own counts
+LOOK, CAPITAL, AREA = ImageSearch("the flag on the left"), TextSearch("Kenya capital"), TextSearch("Kenya area")
+SIZES = ("max_pixels", "micro_batch", "sft_batch", "grpo_questions", "generations", "lora_r", "completion_tokens")
 
 
 class BenchError(Exception):
@@ -88,128 +63,137 @@ class BenchError(Exception):
 def bench(model: str, steps: int, seed: int = 0) -> dict[str, Any]:
     """Measure `steps` steps of each stage, after one to warm up. Raises BenchError before anything is allocated."""
     preset = get_preset(model)
-    settings = {stage: preset for stage in ("sft", "grpo")}
     if preset.policy in PUBLISHED:
-        config = published_config(preset.policy)
         if not torch.cuda.is_available():
             print("Without a GPU, a step of this size takes hours.", file=sys.stderr)
-        settings = {stage: _fitting(stage, preset) for stage in settings}
+        memory, settings = memory_of(preset.policy), {stage: fitting(stage, preset) for stage in STAGES}
     else:
-        config = Qwen2_5_VLConfig.from_pretrained(TINY_DIR)
-    counts = count_weights(config)
+        memory = Memory(Qwen2_5_VLConfig.from_pretrained(TINY_DIR))
+        settings = dict.fromkeys(STAGES, preset)
     flops, source = peak_flops()
     return {
         "model": model,
-        "weights": asdict(counts),
+        "weights": memory.weights,
         "device": device(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "device_flops": {"value": flops, "source": source},
-        "sft": measure("sft", settings["sft"], config, counts, flops, steps, seed),
-        "grpo": measure("grpo", settings["grpo"], config, counts, flops, steps, seed),
+    } | {stage: measure(stage, settings[stage], memory, flops, steps, seed) for stage in STAGES}
+
+
+def fitting(stage: Stage, preset: Preset) -> Preset:
+    """The preset with what it takes to fit this machine's free memory. Raises BenchError where nothing does."""
+    cpu = not torch.cuda.is_available()
+    if cpu:
+        free, name = psutil.virtual_memory().available, "this machine, without a GPU,"
+    else:
+        free, name = torch.cuda.mem_get_info()[0], torch.cuda.get_device_name()
+    settings, found = plan(stage, preset, free, four_bit=False, cpu=cpu)
+    if not found["fits"]:
+        raise BenchError(
+            f"{stage} of {preset.name} takes at least {found['peak_bytes'] / GIB:.1f} GiB and {name} has "
+            f"{free / GIB:.1f} free: choose a smaller model or a larger GPU."
+        )
+    return settings
+
+
+def measure(stage: Stage, preset: Preset, memory: Memory, flops: float, steps: int, seed: int) -> dict[str, Any]:
+    """One warm-up step and `steps` measured ones of a stage, on a fresh model. `flops`: of the device, a second."""
+    size = replace(preset, policy="random", sft_epochs=1, grpo_steps=steps + 1, checkpoint_steps=steps + 2)
+    policy = random_policy(memory.config, size, seed)
+    number = (steps + 1) * (size.sft_batch if stage == "sft" else size.grpo_questions)
+    questions = needing_crop(make_questions("train", 3 * number + 24, seed), number)
+    quiet = contextlib.redirect_stdout(sys.stderr)
+    with tempfile.TemporaryDirectory() as folder, quiet, Meter(policy.model) as meter:
+        if stage == "sft":
+            sft(policy, questions, size, Path(folder), seed)
+        else:
+            grpo(policy, questions, size, Path(folder), seed, meter)
+    return {
+        "settings": {name: getattr(size, name) for name in SIZES},
+        "steps": meter.steps,
+        **speed(meter, memory.weights, flops),
+        "peaks": peaks(stage, meter, memory, size),
     }
 
 
-def _fitting(stage: Stage, preset: Preset) -> Preset:
-    """The preset with what it takes to fit this machine's free memory. Raises BenchError where nothing does."""
-    if torch.cuda.is_available():
-        kind, free, name = "cuda", torch.cuda.mem_get_info()[0], torch.cuda.get_device_name()
-    else:
-        kind, free, name = "cpu", psutil.virtual_memory().available, "this machine, without a GPU,"
-    found = plan(stage, preset, free, (False,), kind)
-    if not found.fits:
-        raise BenchError(
-            f"{stage} of {preset.name} takes at least {found.peak / GIB:.1f} GiB and {name} has {free / GIB:.1f} free: "
-            "choose a smaller model or a larger GPU."
-        )
-    return found.settings
+def sft(policy: Policy, questions: Sequence[Question], size: Preset, folder: Path, seed: int) -> None:
+    """On the scripted teacher's episodes, with the gold boxes for its crops."""
+    tools = replace(open_tools(size, policy), grounder=oracle(questions))
+    env, teacher = env_factory(tools, size.prompts, [Task.of(question) for question in questions])(), Teacher()
+    episodes = [to_messages(question, teacher.play(question, env), size.prompts) for question in questions]
+    examples = [Example(question, "search_required", episode) for question, episode in zip(questions, episodes)]
+    train_sft(policy, examples, [question.draw() for question in questions], size, folder, seed)
 
 
-def measure(
-    stage: Stage, preset: Preset, config: Qwen2_5_VLConfig, counts: Counts, flops: float, steps: int, seed: int
-) -> dict[str, Any]:
-    """One warm-up step and `steps` measured ones of a stage, on a fresh model. `flops`: of the device, a second."""
-    size = replace(preset, policy="random", sft_epochs=1, grpo_steps=steps + 1, checkpoint_steps=steps + 2)
-    world = load_world()
-    policy = random_policy(config, size, seed)
-    number = (steps + 1) * (size.sft_batch if stage == "sft" else size.grpo_questions)
-    drawn = make_questions(world, "train", 3 * number + 24, seed)
-    questions = [question for question in drawn if question.type in SEARCHED][:number]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-        train = _sft if stage == "sft" else _grpo
-        meter = train(policy, questions, world, size, Path(folder), seed)
-    report = {"settings": _sizes(size), "steps": len(meter.laps) - 1} | _speed(meter.laps[1:], counts, flops)
-    return report | {"peaks": _peaks(stage, meter, config, counts, size)}
-
-
-def _sft(policy: Policy, questions: Sequence[Question], world: World, size: Preset, folder: Path, seed: int) -> Meter:
-    examples = _examples(policy, questions, world, size)
-    meter = Meter(policy.model)
-    try:
-        train_sft(policy, examples, [e.question.scene(world).picture for e in examples], size, folder, seed)
-    finally:
-        meter.close()
-    return meter
-
-
-def _examples(policy: Policy, questions: Sequence[Question], world: World, size: Preset) -> list[Example]:
-    """The scripted teacher's episodes on these questions, with the gold boxes for its crops."""
-    tasks = [as_task(question, world) for question in questions]
-    env = env_factory(size, local_tools(size, policy, world), tasks, oracle(questions, world))()
-    episodes = [(question, Teacher(world).play(question, env)) for question in questions]
-    return [Example(q, "search_required", to_messages(q, played, world, size.prompts)) for q, played in episodes]
-
-
-def _grpo(policy: Policy, questions: Sequence[Question], world: World, size: Preset, folder: Path, seed: int) -> Meter:
+def grpo(policy: Policy, questions: Sequence[Question], size: Preset, folder: Path, seed: int, meter: Meter) -> None:
+    """On episodes of the written turns."""
+    policy.model.meter, policy.model.turns = meter, written_turns(policy, size.new_tokens)
     policy = add_lora(policy, size.lora_r, size.lora_alpha)
-    tasks = [as_task(question, world) for question in questions]
-    new_env = env_factory(size, local_tools(size, policy, world), tasks)
-    meter = Meter(policy.model)
-    policy.model.generate = steered(policy, meter, size.new_tokens)
-    try:
-        train_grpo(policy, tasks, timed(new_env, meter), size, folder, seed)
-    finally:
-        meter.close()
-    return meter
+    tasks = {question.id: Task.of(question) for question in questions}
+    new_env = functools.partial(TimedEnv, meter, open_tools(size, policy), size.prompts, tasks)
+    train_grpo(policy, list(tasks.values()), new_env, size, folder, seed)
+
+
+class TimedEnv(SearchEnv):
+    """Its turns count as tools, grounding by the frozen base included."""
+
+    def __init__(self, meter: Meter, *args: Any):
+        super().__init__(*args)
+        self._meter = meter
+
+    def step(self, turn: str) -> str:
+        with self._meter.phase(TOOLS):
+            return super().step(turn)
 
 
 # --- a policy of random weights ---------------------------------------------------------------------------------------
 
 
+class WritingForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
+    """Samples as it would, but in rollouts every row is left one word to sample: the next of one of `turns`.
+
+    All rollouts of a step write the same turn at the same time, and their prefix grows; where it is short again, new
+    rollouts have begun. What it generates for tools is its own.
+    """
+
+    meter: Meter
+    turns: Sequence[list[int]]
+    longest = written = 0
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        if self.meter.current == TOOLS:
+            return super().generate(*args, **kwargs)
+        length = kwargs["input_ids"].shape[1]
+        self.written = self.written + 1 if length > self.longest else 0
+        self.longest = length
+        turn = self.turns[min(self.written, len(self.turns) - 1)]
+
+        def force(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            forced = torch.full_like(scores, -torch.inf)
+            forced[:, turn[ids.shape[1] - length]] = 0
+            return forced
+
+        with self.meter.phase(ROLLOUT):
+            return super().generate(*args, **kwargs, logits_processor=LogitsProcessorList([force]))
+
+
 def random_policy(config: Qwen2_5_VLConfig, preset: Preset, seed: int) -> Policy:
-    """A policy in bf16 on the GPU if there is one, with the tiny base's tokenizer and its special tokens' numbers."""
-    config, known = copy.deepcopy(config), Qwen2_5_VLConfig.from_pretrained(TINY_DIR)  # a trainer changes its model's
-    for key in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
-        setattr(config, key, getattr(known, key))
-    for key in ("pad_token_id", "eos_token_id", "bos_token_id"):
-        setattr(config.text_config, key, getattr(known.text_config, key))
+    """A policy in bf16 on the GPU if there is one, with the tiny base's tokenizer."""
     torch.manual_seed(seed)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
-    model.requires_grad_(False)
+    with best_device():
+        own = copy.deepcopy(config)  # a trainer changes its model's
+        model = WritingForConditionalGeneration._from_config(own, dtype=torch.bfloat16)
     processor = load_processor("tiny")
     if preset.max_pixels:
-        pixels = {"shortest_edge": preset.max_pixels, "longest_edge": preset.max_pixels}
-        pictures = Qwen2VLImageProcessorPil(patch_size=PATCH, temporal_patch_size=2, merge_size=2, size=pixels)
-        processor = PictureProcessor(pictures, processor.tokenizer, processor.chat_template)
-    return Policy(model.eval(), processor, "random")
-
-
-class Forced(LogitsProcessor):
-    """Leaves every row one token to sample: the next of `ids`, from position `start` on."""
-
-    def __init__(self, ids: Sequence[int], start: int):
-        self.ids, self.start = ids, start
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        forced = torch.full_like(scores, -torch.inf)
-        forced[:, self.ids[input_ids.shape[1] - self.start]] = 0
-        return forced
+        processor.image_processor.patch_size = PATCH
+        processor.image_processor.size = {"shortest_edge": preset.max_pixels, "longest_edge": preset.max_pixels}
+    return Policy(model.requires_grad_(False).eval(), processor, "random")
 
 
 def written_turns(policy: Policy, new_tokens: int) -> list[list[int]]:
     """A picture search, two text searches and an answer as tokens, each a third of what a turn may have."""
     turns = []
-    for action in ACTIONS:
+    for action in (LOOK, CAPITAL, AREA, Answer("Nairobi")):
         reason = "I look at it."
         while policy.count_tokens(render_turn(Turn(f"{reason} I look at it.", action))) < new_tokens // 3:
             reason += " I look at it."
@@ -218,128 +202,68 @@ def written_turns(policy: Policy, new_tokens: int) -> list[list[int]]:
     return turns
 
 
-def steered(policy: Policy, meter: Meter, new_tokens: int) -> Callable[..., Any]:
-    """`generate` as it is for tools; in rollouts, timed, and made to write the turns one after the other.
-
-    All rollouts of a step write the same turn at the same time, and their prefix grows; where it is short again, new
-    rollouts have begun.
-    """
-    generate, turns = policy.model.generate, written_turns(policy, new_tokens)
-    written, longest = 0, 0
-
-    def generate_turn(*args: Any, **kwargs: Any) -> Any:
-        nonlocal written, longest
-        if meter.current == TOOLS:
-            return generate(*args, **kwargs)
-        length = kwargs["input_ids"].shape[1]
-        written = written + 1 if length > longest else 0
-        longest = length
-        forced = Forced(turns[min(written, len(turns) - 1)], length)
-        with meter.phase(ROLLOUT):
-            return generate(*args, **kwargs, logits_processor=LogitsProcessorList([forced]))
-
-    return generate_turn
-
-
-def timed(new_env: Callable[[], SearchEnv], meter: Meter) -> Callable[[], SearchEnv]:
-    """Environments whose turns count as tools, grounding by the frozen base included."""
-
-    def new_timed_env() -> SearchEnv:
-        env = new_env()
-        play = env._play
-
-        def timed_play(turn: str) -> Any:
-            with meter.phase(TOOLS):
-                return play(turn)
-
-        env._play = timed_play
-        return env
-
-    return new_timed_env
-
-
 # --- what was measured ------------------------------------------------------------------------------------------------
 
 
 def peak_flops() -> tuple[float, str]:
     """Operations a second of the device in bf16, and where that number is from."""
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-        for known, value in PEAK_FLOPS.items():
-            if known in name:
-                return value, f"the vendor's, for {known}, dense bf16"
-    return _matmul_flops(), "measured here, on the product of two square bf16 matrices"
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    for known, value in TERAFLOPS.items():
+        if known in name:
+            return value * 1e12, f"the vendor's, for {known}, dense bf16"
+    side = 8192 if name else 1024
+    a, b = (torch.randn(side, side, device=best_device(), dtype=torch.bfloat16) for _ in range(2))
+    product = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    best = min(product.blocked_autorange(min_run_time=1).times)
+    return 2 * side**3 / best, "measured here, on the product of two square bf16 matrices"
 
 
-def _matmul_flops() -> float:
-    """The best of five products."""
-    kind, side = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1024)
-    a, b = (torch.randn(side, side, device=kind, dtype=torch.bfloat16) for _ in range(2))
-    seconds = []
-    for _ in range(6):
-        began = time.perf_counter()
-        (a @ b).sum().item()
-        seconds.append(time.perf_counter() - began)
-    return 2 * side**3 / min(seconds[1:])
-
-
-def _speed(laps: Sequence[Lap], counts: Counts, flops: float) -> dict[str, Any]:
+def speed(meter: Meter, weights: dict[str, int], flops: float) -> dict[str, Any]:
     """Seconds a step by phase, positions a second, utilisation. `flops`: of the device, a second.
 
     The head counts at every position of a training pass, as in 6·N, though TRL skips those without a label.
     """
-    seconds, positions, rows, patches = (
-        sum((getattr(lap, name) for lap in laps), start=Counter())
-        for name in ("seconds", "positions", "rows", "patches")
-    )
-    wall, steps = sum(seconds.values()), len(laps)
-    heads = {kind: rows[kind] if kind == ROLLOUT else number for kind, number in positions.items()}
-    forward = {
-        kind: 2 * (counts.matrices * positions[kind] + counts.head * heads[kind] + counts.vision * patches[kind])
-        for kind in positions
-    }
-    backward = 2 * (counts.matrices + counts.head) * positions[UPDATE]
-    weighted = 6 * (counts.matrices + counts.head) * positions[UPDATE]
-    update = forward[UPDATE] + forward.get(REFERENCE, 0) + backward
+    seconds, positions, steps = meter.seconds, meter.positions, meter.steps
+    wall, trained = sum(seconds.values()), positions[UPDATE]
+    scored = {**positions, ROLLOUT: meter.rows[ROLLOUT]}
+    forward = Counter()
+    for kind, number in positions.items():
+        layers, head = weights["matrices"] * number, weights["head"] * scored[kind]
+        forward[kind] = 2 * (layers + head + weights["vision"] * meter.patches[kind])
+    backward = 2 * (weights["matrices"] + weights["head"]) * trained
+    update = forward[UPDATE] + forward[REFERENCE] + backward
     report = {
         "seconds_per_step": wall / steps,
         "seconds": {kind: value / steps for kind, value in seconds.items()},
         "positions_per_step": {kind: value / steps for kind, value in positions.items()},
-        "tokens_per_second": positions[UPDATE] / wall,
-        "mfu": (sum(forward.values()) + backward) / (wall * flops),
+        "tokens_per_second": trained / wall,
+        "mfu": (forward.total() + backward) / (wall * flops),
         "update": {
-            "tokens_per_second": positions[UPDATE] / seconds[UPDATE],
+            "tokens_per_second": trained / seconds[UPDATE],
             "mfu": update / (seconds[UPDATE] * flops),
-            "mfu_6n": weighted / (seconds[UPDATE] * flops),
+            "mfu_6n": 3 * backward / (seconds[UPDATE] * flops),
         },
     }
     if seconds[ROLLOUT]:
-        report["rollout"] = {"new_tokens_per_second": rows[ROLLOUT] / seconds[ROLLOUT]}
+        report["rollout"] = {"new_tokens_per_second": meter.rows[ROLLOUT] / seconds[ROLLOUT]}
     return report
 
 
-def _peaks(stage: Stage, meter: Meter, config: Qwen2_5_VLConfig, counts: Counts, size: Preset) -> dict[str, Any]:
+def peaks(stage: Stage, meter: Meter, memory: Memory, size: Preset) -> dict[str, Any]:
     """Bytes at the highest, by phase: measured, and what the arithmetic says for the same shapes."""
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    stays = static_terms(config, counts, size.lora_r, reference=stage == "grpo")
     rows = size.sft_batch if stage == "sft" else size.grpo_questions * size.generations
     shape = meter.shapes[UPDATE]
-    stays["pixels"] = pixel_bytes(config, rows * shape.patches // shape.rows)
-    found = {}
-    for phase, moment in ((UPDATE, update_terms(config, shape, device=kind)), (ROLLOUT, None)):
-        if phase not in meter.peaks:
-            continue
-        moment = moment or rollout_terms(config, meter.shapes[ROLLOUT])
-        terms = stays | moment
-        found[phase] = {
+    stays = memory.static(size.lora_r, reference=stage == "grpo")
+    stays["pixels"] = memory.pixels(rows * shape.patches // shape.rows)
+    moments = {UPDATE: memory.update(shape, cpu=not torch.cuda.is_available())}
+    if stage == "grpo":
+        moments[ROLLOUT] = memory.rollout(meter.shapes[ROLLOUT])
+    return {
+        phase: {
             "measured_bytes": meter.peaks[phase],
-            "predicted_bytes": sum(terms.values()),
-            "predicted_terms": terms,
+            "predicted_bytes": sum((stays | terms).values()),
+            "predicted_terms": stays | terms,
             "shape": asdict(meter.shapes[phase]),
         }
-    return found
-
-
-def _sizes(size: Preset) -> dict[str, Any]:
-    names = ("max_pixels", "micro_batch", "sft_batch", "grpo_questions", "generations", "lora_r", "completion_tokens")
-    return {name: getattr(size, name) for name in names}
+        for phase, terms in moments.items()
+    }

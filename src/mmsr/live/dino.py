@@ -2,7 +2,6 @@
 
     DinoGrounder()                          # IDEA-Research/grounding-dino-tiny from the hub, 172M parameters
     DinoGrounder(model, processor)          # any GroundingDinoForObjectDetection
-    tools = replace(tools, grounder=DinoGrounder())
 
 The best box above the threshold is widened by a tenth of its side on each side, to at least 64 pixels, and lies inside
 the picture. Where nothing is found the whole picture is searched.
@@ -17,7 +16,8 @@ from PIL import ExifTags, Image, ImageOps
 from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoProcessor
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
-from mmsr.tools.base import Box
+from mmsr.protocol import Box
+from mmsr.tools.base import Grounder
 from mmsr.tools.ground import clamp, pad
 from mmsr.tools.picture import picture_key
 
@@ -26,7 +26,6 @@ REVISION = "a2bb814dd30d776dcf7e30523b00659f4f141c71"
 THRESHOLD = 0.25  # of a box's best token; transformers' default
 PADDING = 0.1
 SMALLEST = 64  # pixels of a crop's side, where the picture has as many
-ORIENTATION = ExifTags.Base.Orientation
 
 
 def load_dino(name: str = MODEL, revision: str | None = REVISION) -> tuple[Any, GroundingDinoProcessor]:
@@ -40,10 +39,10 @@ def load_dino(name: str = MODEL, revision: str | None = REVISION) -> tuple[Any, 
     return model, GroundingDinoProcessor(pictures, AutoTokenizer.from_pretrained(name, revision=revision))
 
 
-class DinoGrounder:
+class DinoGrounder(Grounder):
     """Boxes by Grounding DINO; an expression on a picture has one box, which is kept."""
 
-    def __init__(self, model: Any = None, processor: Any = None, threshold: float = THRESHOLD):
+    def __init__(self, model: Any = None, processor: Any = None, threshold: float = THRESHOLD) -> None:
         self.model, self.processor = (model, processor) if model is not None else load_dino()
         self.threshold = threshold
         self._boxes: dict[tuple[str, int, str], Box | None] = {}
@@ -57,8 +56,7 @@ class DinoGrounder:
         if key not in self._boxes:
             upright = ImageOps.exif_transpose(picture)
             found = self._detect(upright.convert("RGB"), as_caption(expression))
-            box = enlarge(found, upright) if found else None
-            self._boxes[key] = turn_back(box, picture) if box else None
+            self._boxes[key] = turn_back(enlarge(found, upright), picture) if found else None
         return self._boxes[key]
 
     @torch.no_grad()
@@ -66,14 +64,11 @@ class DinoGrounder:
         """The best box above the threshold, in whole pixels of an upright picture."""
         if not caption:
             return None
-        longest = self.model.config.max_text_len
-        inputs = self.processor(
-            images=picture, text=caption, truncation=True, max_length=longest, return_tensors="pt"
-        ).to(self.model.device)
-        outputs = self.model(**inputs)
-        found = self.processor.post_process_grounded_object_detection(
-            outputs, inputs["input_ids"], threshold=self.threshold, target_sizes=[(picture.height, picture.width)]
-        )[0]
+        longest = {"truncation": True, "max_length": self.model.config.max_text_len}
+        inputs = self.processor(images=picture, text=caption, return_tensors="pt", **longest).to(self.model.device)
+        [found] = self.processor.post_process_grounded_object_detection(
+            self.model(**inputs), inputs["input_ids"], threshold=self.threshold, target_sizes=[picture.size[::-1]]
+        )
         if not len(found["scores"]):
             return None
         best = found["boxes"][found["scores"].argmax()].tolist()
@@ -86,18 +81,18 @@ def as_caption(expression: str) -> str:
     return " ".join(words) + "." if words else ""
 
 
-def enlarge(box: Box, picture: Image.Image, share: float = PADDING, smallest: int = SMALLEST) -> Box:
-    """A box padded by a share of its sides and grown to at least `smallest` pixels each way, inside the picture.
+def enlarge(box: Box, picture: Image.Image) -> Box:
+    """A box padded by PADDING of its sides and grown to at least SMALLEST pixels each way, inside the picture.
 
     It grows about its middle; at an edge of the picture it is moved in rather than cut.
     """
-    x1, y1, x2, y2 = pad(box, share, picture)
-    x1, x2 = _grown(x1, x2, min(smallest, picture.width), picture.width)
-    y1, y2 = _grown(y1, y2, min(smallest, picture.height), picture.height)
+    x1, y1, x2, y2 = pad(box, PADDING, picture)
+    (x1, x2), (y1, y2) = _grown(x1, x2, picture.width), _grown(y1, y2, picture.height)
     return x1, y1, x2, y2
 
 
-def _grown(low: int, high: int, least: int, limit: int) -> tuple[int, int]:
+def _grown(low: int, high: int, limit: int) -> tuple[int, int]:
+    least = min(SMALLEST, limit)
     if high - low >= least:
         return low, high
     start = min(max(0, (low + high - least) // 2), limit - least)
@@ -106,20 +101,13 @@ def _grown(low: int, high: int, least: int, limit: int) -> tuple[int, int]:
 
 def orientation(picture: Image.Image) -> int:
     """How EXIF says that a picture is stored: 1 for upright, up to 8."""
-    return picture.getexif().get(ORIENTATION, 1)
+    return picture.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def turn_back(box: Box, picture: Image.Image) -> Box:
     """A box on the upright picture as the box on the picture as stored; the same where EXIF turns nothing."""
-    width, height = picture.size
-    x1, y1, x2, y2 = box
-    turned = {
-        2: (width - x2, y1, width - x1, y2),
-        3: (width - x2, height - y2, width - x1, height - y1),
-        4: (x1, height - y2, x2, height - y1),
-        5: (y1, x1, y2, x2),
-        6: (y1, height - x2, y2, height - x1),
-        7: (width - y2, height - x2, width - y1, height - x1),
-        8: (width - y2, x1, width - y1, x2),
-    }
-    return turned.get(orientation(picture), box)
+    how = orientation(picture)
+    mask = Image.new("1", picture.size[::-1] if 5 <= how <= 8 else picture.size)
+    mask.paste(1, box)
+    mask.getexif()[ExifTags.Base.Orientation] = {6: 8, 8: 6}.get(how, how)  # each of the others undoes itself
+    return ImageOps.exif_transpose(mask).getbbox()

@@ -7,15 +7,14 @@ record); every other `ToolError` is an observation that an episode can go on fro
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmsr.files import locked, write_json
 from mmsr.tools.base import FatalToolError, ToolError
 
 
@@ -62,24 +61,28 @@ class Limits:
     max_bytes: int = 8_000_000
 
 
+@dataclass
 class Budget:
     """Calls and US dollars that may be spent on outside calls; None means no limit. Safe between threads.
 
-    What is spent is kept in `file`, where one is given, call by call: then all processes with that file share the
-    budget, one after another or at once, and what a killed one spent still counts. Without it each counts for itself.
-    Calls under way when the money runs out are finished and paid.
+    With a `file` all processes that name it share the budget, at once or one after another, and what a killed one spent
+    still counts; without it each counts for itself. Calls under way when the money runs out are finished and paid.
     """
 
-    def __init__(self, calls: int | None = None, money: float | None = None, file: Path | None = None) -> None:
-        self.calls, self.money, self.file = calls, money, file
-        self._lock = threading.Lock()
-        self._used: dict[str, dict[str, float]] = {}
+    calls: int | None = None
+    money: float | None = None
+    file: Path | None = None
+
+    def __post_init__(self) -> None:
+        self._lock, self._used = threading.Lock(), dict[str, dict[str, float]]()
+
+    def __reduce__(self) -> tuple:
+        return Budget, (self.calls, self.money, self.file)
 
     def admit(self, service: str) -> None:
         """Count one call. Raises BudgetSpent instead where nothing is left for it."""
         with self._account() as used:
-            calls = sum(int(one["calls"]) for one in used.values())
-            money = sum(one["money"] for one in used.values())
+            calls, money = (sum(one[kind] for one in used.values()) for kind in ("calls", "money"))
             if self.calls is not None and calls >= self.calls:
                 raise BudgetSpent(f"The budget of {self.calls} outside calls is spent: raise it to go on.")
             if self.money is not None and money >= self.money:
@@ -87,44 +90,28 @@ class Budget:
             used.setdefault(service, {"calls": 0, "money": 0.0})["calls"] += 1
 
     def add(self, service: str, money: float) -> None:
-        """Count what a call has cost."""
+        """Count what an admitted call has cost."""
         with self._account() as used:
-            used.setdefault(service, {"calls": 0, "money": 0.0})["money"] += money
+            used[service]["money"] += money
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Calls and dollars by service, for a run's manifest."""
-        if self.file is not None and not self.file.exists():
-            return {}
-        with self._account() as used:
-            return {name: dict(one) for name, one in sorted(used.items())}
+        with self._lock:
+            return {name: dict(one) for name, one in sorted(self._read().items())}
 
     @contextlib.contextmanager
     def _account(self) -> Iterator[dict[str, dict[str, float]]]:
         """What is spent, to read and to change, by nobody else meanwhile. A change is kept unless the block fails."""
-        with self._lock:
-            if self.file is None:
-                yield self._used
-                return
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with _alone(self.file.parent):
-                before = self.file.read_text() if self.file.exists() else "{}"
-                used = json.loads(before)
-                yield used
-                if (after := json.dumps(used, indent=1, sort_keys=True) + "\n") != before and used:
-                    part = self.file.with_name(self.file.name + ".part")
-                    part.write_text(after)
-                    part.replace(self.file)
+        with self._lock, locked(self.file) if self.file else contextlib.nullcontext():
+            used = self._read()
+            yield used
+            if self.file:
+                write_json(self.file, used)
 
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The folder to oneself among the processes that ask for it; others wait."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    def _read(self) -> dict[str, dict[str, float]]:
+        if self.file is None:
+            return self._used
+        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
 
 
 class TokenBucket:
@@ -134,11 +121,12 @@ class TokenBucket:
         self.rate, self._level, self._at = rate, max(1.0, rate), time.monotonic()
         self._lock = threading.Lock()
 
-    def take(self) -> None:
-        """Wait for this caller's turn."""
+    def take(self) -> float:
+        """Wait for this caller's turn. Returns the seconds that it took."""
         with self._lock:
             now = time.monotonic()
             self._level = min(max(1.0, self.rate), self._level + (now - self._at) * self.rate) - 1
             self._at = now
             wait = max(0.0, -self._level / self.rate)
         time.sleep(wait)
+        return wait

@@ -12,7 +12,9 @@ the vector of `tools.image`. The words' frequencies are those of the pages at in
 Indexes here are exact: SPARSE_INVERTED_INDEX for text, FLAT for pictures. On a cluster the first stays exact at any
 size; for pictures give `index_pictures` HNSW (M 32, efConstruction 200) from about a million vectors, and IVF_SQ8
 (nlist 4·√n) where memory is short. Milvus Lite is for one process and small corpora, above all from its version 3 on,
-which is written in Python; what a size costs is measured by `python -m mmsr.live.milvus_measure`.
+which is written in Python; what a size costs is measured by `python papermill_runs/measured/measure_milvus.py`.
+
+All that asks Milvus raises Unavailable where it does not answer, and ToolError where it refuses.
 """
 
 from __future__ import annotations
@@ -46,91 +48,129 @@ BATCH_BYTES = 4_000_000  # of an insert; a server takes 64 MB in one message
 TIES = 20  # asked for beyond k, so that equals at the end of a list are ordered as the local engines order them
 TEXT_INDEX = {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "IP", "params": {}}
 FLAT = {"index_type": "FLAT", "metric_type": "IP", "params": {}}
+TEXTS = ("name", "title", "text")  # fields of an entry, beside its number `n` and its vector
 VARCHAR_BYTES = 65_535  # Milvus's limit for a text
+
+Picture = tuple[str, str, np.ndarray]  # an entry of a picture index: name, title, vector of unit length
+
+# --- the connection ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _connected(uri: str) -> MilvusClient:
+    """One client for the whole process."""
+    from pymilvus import MilvusClient
+
+    for name in ("pymilvus", "milvus_lite"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log what they raise
+    token = os.environ.get("MILVUS_TOKEN", "")
+    return MilvusClient(uri, token=token, timeout=SECONDS, grpc_options={"grpc.keepalive_time_ms": KEEPALIVE})
+
+
+@contextlib.contextmanager
+def client(uri: str) -> Iterator[MilvusClient]:
+    """The client of the Milvus at `uri`; its errors within the block become one sentence: what, where, what to do."""
+    try:
+        import grpc
+        from pymilvus.exceptions import ConnectionConfigException, MilvusException
+    except ImportError:
+        raise ToolError("Milvus needs its client: pip install 'mmsr[milvus]'.") from None
+
+    def told(kind: type[ToolError], failed: str, said: str, remedy: str = "") -> ToolError:
+        return kind(f"The Milvus at {uri} {failed} ({' '.join(said.split())[:200].rstrip('.')}){remedy}.")
+
+    silent = functools.partial(told, Unavailable, "does not answer", remedy=": check the address, and that it runs")
+    try:
+        yield _connected(uri)
+    except ConnectionConfigException as error:
+        lite = ": its folder must exist, and one process alone may have it open (others ask a milvus-lite server)"
+        remedy = lite if uri.endswith(".db") else ": give a file that ends in .db, or http://host:port"
+        raise told(ToolError, "cannot be opened", error.message, remedy) from None
+    except MilvusException as error:
+        away = error.code == CANNOT_CONNECT or isinstance(error.code, grpc.StatusCode)
+        raise silent(error.message) if away else told(ToolError, "refused", error.message) from None
+    except grpc.RpcError as error:
+        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise silent("time is up") from None
+        raise told(ToolError, "refused", f"{error.code().name}: {error.details()}") from None
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One entry of a picture index; `vector` is of unit length."""
+class Collection:
+    """A collection of that name on the Milvus at `uri`, there or to be made."""
 
-    id: str
-    title: str
-    vector: np.ndarray
+    uri: str
+    name: str
 
+    def exists(self) -> bool:
+        """Whether it is there, whole."""
+        with client(self.uri) as milvus:
+            return milvus.has_collection(self.name, timeout=SECONDS) and bool(milvus.list_indexes(self.name))
 
-# --- searching --------------------------------------------------------------------------------------------------------
+    def load(self) -> Collection:
+        """Make it ready for searching. Raises ToolError where there is none of that name."""
+        if not self.exists():
+            raise ToolError(f"The Milvus at {self.uri} has no collection {self.name!r}: index it first.")
+        with client(self.uri) as milvus:
+            milvus.load_collection(self.name, timeout=BUILDING)
+        return self
 
+    def drop(self) -> None:
+        """Delete it, if it is there."""
+        with client(self.uri) as milvus:
+            milvus.drop_collection(self.name, timeout=SECONDS)
 
-class MilvusTextSearch:
-    """`base.TextSearch` over a collection that `index_pages` made. Safe between threads."""
+    def search(self, vector: Any, k: int) -> list[Hit]:
+        """The best `k` by inner product; equals in the order of indexing, as the local engines have them."""
+        found = self.ask(vector, k + TIES, SECONDS)
+        best = sorted(found, key=lambda hit: (-hit["distance"], hit["entity"]["n"]))[:k]
+        texts = [[hit["entity"][name] for name in TEXTS] for hit in best]
+        return [Hit(*text, round(float(hit["distance"]), 4)) for text, hit in zip(texts, best)]
 
-    def __init__(self, uri: str, collection: str) -> None:
-        self.uri, self.collection = uri, collection
-        load(uri, collection)
-        _ask(uri, collection, {0: 1.0}, 1, BUILDING)  # Milvus Lite builds its lists of pages when it is first asked
+    def ask(self, vector: Any, limit: int, seconds: float) -> list[dict[str, Any]]:
+        """Milvus's answer to one query: distance and fields of each hit."""
+        how = {"anns_field": "vector", "output_fields": ["n", *TEXTS], "search_params": {"metric_type": "IP"}}
+        with client(self.uri) as milvus:
+            return milvus.search(self.name, [vector], limit=limit, timeout=seconds, **how)[0]
 
-    def search(self, query: str, k: int) -> list[Hit]:
-        """The `k` best pages that share a word with the query, best first. Raises Unavailable or ToolError."""
-        vector = {dimension(word): float(count) for word, count in Counter(words(query)).items()}
-        return search_vector(self.uri, self.collection, vector, k) if vector else []
+    def fill(self, rows: Iterable[tuple[str, str, str, Any]], index: Mapping[str, Any], dim: int = 0) -> None:
+        """Make it of (name, title, text, vector) rows, with vectors of `dim` numbers, or sparse ones where that is 0.
 
+        That it has an index means that it is whole. An interrupted filling leaves none of that name.
+        """
+        with client(self.uri) as milvus:
+            from pymilvus import DataType
 
-class MilvusImageSearch:
-    """`base.ImageSearch` over a collection that `index_pictures` made. Safe between threads."""
-
-    def __init__(self, uri: str, collection: str) -> None:
-        self.uri, self.collection = uri, collection
-        load(uri, collection)
-
-    def search(self, picture: Image.Image, k: int) -> list[Hit]:
-        """The `k` most similar pictures, best first; the score is the cosine. Raises Unavailable or ToolError."""
-        return search_vector(self.uri, self.collection, embed(picture), k)
-
-
-def world_text_search(world: World, uri: str) -> MilvusTextSearch:
-    """The world's pages on the Milvus at `uri`; they are put there first where it has not got them."""
-    pages = list(world.pages.values())
-    name = "pages_" + _digest(repr((K1, B)), *map(repr, pages))
-    if not has(uri, name):
-        index_pages(uri, name, pages)
-    return MilvusTextSearch(uri, name)
-
-
-def world_image_search(world: World, uri: str) -> MilvusImageSearch:
-    """The world's flags on the Milvus at `uri`; they are put there first where it has not got them."""
-    vectors = flag_vectors(world)
-    name = "pictures_" + _digest(*map(repr, world.flags), data=vectors.tobytes())
-    if not has(uri, name):
-        flags = zip(world.flags, vectors)
-        index_pictures(uri, name, (Picture(flag.iso, flag.title, v) for flag, v in flags), vectors.shape[1])
-    return MilvusImageSearch(uri, name)
-
-
-def _digest(*parts: str, data: bytes = b"") -> str:
-    return hashlib.sha256("\n".join(parts).encode() + data).hexdigest()[:16]
-
-
-def search_vector(uri: str, collection: str, vector: Any, k: int) -> list[Hit]:
-    """The best `k` by inner product; equals in the order in which they were indexed, as the local engines have them."""
-    found = _ask(uri, collection, vector, k + TIES, SECONDS)
-    best = sorted(found, key=lambda hit: (-hit["distance"], hit["entity"]["n"]))[:k]
-    pages = [(hit["entity"], round(float(hit["distance"]), 4)) for hit in best]
-    return [Hit(page["name"], page["title"], page["text"], score) for page, score in pages]
+            schema, indexes = milvus.create_schema(auto_id=False), milvus.prepare_index_params()
+            schema.add_field("n", DataType.INT64, is_primary=True)
+            for name in TEXTS:
+                schema.add_field(name, DataType.VARCHAR, max_length=VARCHAR_BYTES)
+            dense = {"datatype": DataType.FLOAT_VECTOR, "dim": dim}
+            schema.add_field("vector", **(dense if dim else {"datatype": DataType.SPARSE_FLOAT_VECTOR}))
+            indexes.add_index(field_name="vector", **index)
+            milvus.drop_collection(self.name)
+            milvus.create_collection(self.name, schema=schema)
+            try:
+                for batch in _batches(rows):
+                    milvus.insert(self.name, batch, timeout=BUILDING)
+                milvus.flush(self.name, timeout=BUILDING)
+                milvus.create_index(self.name, indexes, timeout=BUILDING)
+            except BaseException:
+                milvus.drop_collection(self.name)
+                raise
 
 
-def _ask(uri: str, collection: str, vector: Any, limit: int, seconds: float) -> list[dict[str, Any]]:
-    """Milvus's answer to one query: distance and fields of each hit."""
-    with _told(uri):
-        [found] = connect(uri).search(
-            collection,
-            data=[vector],
-            anns_field="vector",
-            limit=limit,
-            output_fields=["n", "name", "title", "text"],
-            search_params={"metric_type": "IP"},
-            timeout=seconds,
-        )
-    return found
+def _batches(rows: Iterable[tuple[str, str, str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Rows, numbered, in lists of about BATCH_BYTES, so that memory does not grow with their number."""
+    held, size = [], 0
+    for n, (*texts, vector) in enumerate(rows):
+        held.append({"n": n, **dict(zip(TEXTS, texts)), "vector": vector})
+        size += 200 + len(texts[-1]) + 8 * len(vector)
+        if size > BATCH_BYTES:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
 
 
 # --- indexing ---------------------------------------------------------------------------------------------------------
@@ -142,23 +182,15 @@ def dimension(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") % (2**32 - 1)
 
 
-@dataclass(frozen=True)
 class Frequencies:
-    """What BM25 knows of a corpus: pages, words per page on average, and how many pages have each word."""
+    """What BM25 knows of a corpus, counted in one pass: pages, their words, and how many pages have each word."""
 
-    pages: int
-    length: float
-    holding: Mapping[str, int]
-
-    @classmethod
-    def of(cls, pages: Iterable[Page]) -> Frequencies:
-        """Counted in one pass; memory grows with the vocabulary alone."""
-        number, total, holding = 0, 0, Counter()
-        for page in pages:
-            found = page_words(page)
-            number, total = number + 1, total + len(found)
-            holding.update(set(found))
-        return cls(number, total / max(1, number), holding)
+    def __init__(self, pages: Iterable[Page]) -> None:
+        self.pages, self.words, self.holding = 0, 0, Counter()
+        for found in map(page_words, pages):
+            self.pages += 1
+            self.words += len(found)
+            self.holding.update(set(found))
 
     def weigh(self, page: Page) -> dict[int, float]:
         """The page as a sparse vector: BM25's weight of each of its words (Lucene's variant, as bm25s's default)."""
@@ -166,139 +198,69 @@ class Frequencies:
         counts = Counter(found)
         tf = np.fromiter(counts.values(), np.float32, len(counts))
         idf = np.log1p([(self.pages - n + 0.5) / (n + 0.5) for n in map(self.holding.__getitem__, counts)])
-        weights = idf.astype(np.float32) * (tf / (K1 * ((1 - B) + B * len(found) / self.length) + tf))
+        length = len(found) / (self.words / self.pages)  # as a share of the average
+        weights = idf.astype(np.float32) * (tf / (K1 * ((1 - B) + B * length) + tf))
         return dict(zip(map(dimension, counts), weights.tolist()))
 
 
-def index_pages(uri: str, collection: str, pages: Iterable[Page]) -> None:
-    """Make a collection of pages, which are read twice: for the words' frequencies, then to be put in, in batches.
-
-    An interrupted indexing leaves no collection of that name. Raises Unavailable or ToolError.
-    """
-    frequencies = Frequencies.of(pages)
-    rows = (
-        {"name": page.id, "title": page.title, "text": page.text, "vector": frequencies.weigh(page)} for page in pages
-    )
-    _fill(uri, collection, {"datatype": _types().SPARSE_FLOAT_VECTOR}, TEXT_INDEX, rows)
+def index_pages(collection: Collection, pages: Iterable[Page]) -> None:
+    """Make a collection of pages, which are gone through twice: for the words' frequencies, then to be put in."""
+    weigh = Frequencies(pages).weigh
+    collection.fill(((page.id, page.title, page.text, weigh(page)) for page in pages), TEXT_INDEX)
 
 
 def index_pictures(
-    uri: str, collection: str, pictures: Iterable[Picture], dim: int, index: Mapping[str, Any] = FLAT
+    collection: Collection, pictures: Iterable[Picture], dim: int, index: Mapping[str, Any] = FLAT
 ) -> None:
-    """Make a collection of pictures with vectors of `dim` numbers, put in in batches; `index` as in the module's head.
-
-    An interrupted indexing leaves no collection of that name. Raises Unavailable or ToolError.
-    """
-    rows = ({"name": picture.id, "title": picture.title, "text": "", "vector": picture.vector} for picture in pictures)
-    _fill(uri, collection, {"datatype": _types().FLOAT_VECTOR, "dim": dim}, index, rows)
+    """Make a collection of pictures with vectors of `dim` numbers; `index` as in the module's head."""
+    collection.fill(((name, title, "", vector) for name, title, vector in pictures), index, dim)
 
 
-def _fill(
-    uri: str, collection: str, vector: Mapping[str, Any], index: Mapping[str, Any], rows: Iterable[dict[str, Any]]
-) -> None:
-    """Make and fill a collection, then index it: that it has an index means that it is whole."""
-    client, types = connect(uri), _types()
-    schema = client.create_schema(auto_id=False)
-    schema.add_field("n", types.INT64, is_primary=True)
-    for name in ("name", "title", "text"):
-        schema.add_field(name, types.VARCHAR, max_length=VARCHAR_BYTES)
-    schema.add_field("vector", **vector)
-    indexes = client.prepare_index_params()
-    indexes.add_index(field_name="vector", **index)
-    with _told(uri):
-        client.drop_collection(collection)
-        client.create_collection(collection, schema=schema)
-        try:
-            for batch in batches({"n": n} | row for n, row in enumerate(rows)):
-                client.insert(collection, batch, timeout=BUILDING)
-            client.flush(collection, timeout=BUILDING)
-            client.create_index(collection, indexes, timeout=BUILDING)
-        except BaseException:
-            client.drop_collection(collection)
-            raise
+# --- searching --------------------------------------------------------------------------------------------------------
 
 
-def batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Rows in lists of about BATCH_BYTES, so that memory does not grow with their number."""
-    held, size = [], 0
-    for row in rows:
-        held.append(row)
-        size += 200 + len(row["text"]) + 8 * len(row["vector"])
-        if size > BATCH_BYTES:
-            yield held
-            held, size = [], 0
-    if held:
-        yield held
+class MilvusTextSearch:
+    """`base.TextRetriever` over a collection that `index_pages` made. Safe between threads."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection = collection.load()
+        collection.ask({0: 1.0}, 1, BUILDING)  # Milvus Lite builds its lists of pages when it is first asked
+
+    def search(self, query: str, k: int) -> list[Hit]:
+        """The `k` best pages that share a word with the query, best first."""
+        vector = {dimension(word): float(count) for word, count in Counter(words(query)).items()}
+        return self.collection.search(vector, k) if vector else []
 
 
-# --- the connection ---------------------------------------------------------------------------------------------------
+class MilvusImageSearch:
+    """`base.ImageRetriever` over a collection that `index_pictures` made. Safe between threads."""
+
+    def __init__(self, collection: Collection) -> None:
+        self.collection = collection.load()
+
+    def search(self, picture: Image.Image, k: int) -> list[Hit]:
+        """The `k` most similar pictures, best first; the score is the cosine."""
+        return self.collection.search(embed(picture), k)
 
 
-def _types() -> Any:
-    from pymilvus import DataType
-
-    return DataType
-
-
-@functools.cache
-def connect(uri: str) -> MilvusClient:
-    """The client of the Milvus at `uri`, one for the whole process. Raises Unavailable or ToolError."""
-    try:
-        from pymilvus import MilvusClient
-    except ImportError:
-        raise ToolError("Milvus needs its client: pip install 'mmsr[milvus]'.") from None
-    for name in ("pymilvus", "milvus_lite"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log what they raise
-    with _told(uri):
-        token = os.environ.get("MILVUS_TOKEN", "")
-        return MilvusClient(uri, token=token, timeout=SECONDS, grpc_options={"grpc.keepalive_time_ms": KEEPALIVE})
+def world_text_search(world: World, uri: str) -> MilvusTextSearch:
+    """The world's pages on the Milvus at `uri`; they are put there first where it has not got them."""
+    pages = list(world.pages.values())
+    collection = Collection(uri, "pages_" + _digest(repr((K1, B)), *map(repr, pages)))
+    if not collection.exists():
+        index_pages(collection, pages)
+    return MilvusTextSearch(collection)
 
 
-def has(uri: str, collection: str) -> bool:
-    """Whether there is a collection of that name, whole. Raises Unavailable or ToolError."""
-    client = connect(uri)
-    with _told(uri):
-        return client.has_collection(collection, timeout=SECONDS) and bool(client.list_indexes(collection))
+def world_image_search(world: World, uri: str) -> MilvusImageSearch:
+    """The world's flags on the Milvus at `uri`; they are put there first where it has not got them."""
+    vectors = flag_vectors(world)
+    collection = Collection(uri, "pictures_" + _digest(*map(repr, world.flags), data=vectors.tobytes()))
+    if not collection.exists():
+        flags = ((flag.iso, flag.title, vector) for flag, vector in zip(world.flags, vectors))
+        index_pictures(collection, flags, vectors.shape[1])
+    return MilvusImageSearch(collection)
 
 
-def load(uri: str, collection: str) -> None:
-    """Make a collection ready for searching. Raises Unavailable, or ToolError where there is none of that name."""
-    if not has(uri, collection):
-        raise ToolError(f"The Milvus at {uri} has no collection {collection!r}: index it first.")
-    with _told(uri):
-        connect(uri).load_collection(collection, timeout=BUILDING)
-
-
-def drop(uri: str, collection: str) -> None:
-    """Delete a collection, if there is one of that name. Raises Unavailable or ToolError."""
-    with _told(uri):
-        connect(uri).drop_collection(collection, timeout=SECONDS)
-
-
-@contextlib.contextmanager
-def _told(uri: str) -> Iterator[None]:
-    """Milvus's errors as one sentence of ours: what was wrong, where, and what to do."""
-    import grpc
-    from pymilvus.exceptions import ConnectionConfigException, MilvusException
-
-    try:
-        yield
-    except ConnectionConfigException as error:
-        lite = "its folder must exist, and one process alone may have it open (others ask a milvus-lite server)"
-        remedy = lite if uri.endswith(".db") else "give a file that ends in .db, or http://host:port"
-        raise ToolError(f"The Milvus at {uri} cannot be opened ({_short(error.message)}): {remedy}.") from None
-    except MilvusException as error:
-        if error.code != CANNOT_CONNECT and not isinstance(error.code, grpc.StatusCode):
-            raise ToolError(f"The Milvus at {uri} refused ({_short(error.message)}).") from None
-        said = _short(error.message)
-    except grpc.RpcError as error:
-        if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
-            raise ToolError(f"The Milvus at {uri} refused ({error.code().name}: {_short(error.details())}).") from None
-        said = "time is up"
-    else:
-        return
-    raise Unavailable(f"The Milvus at {uri} does not answer ({said}): check the address, and that it runs.")
-
-
-def _short(message: str) -> str:
-    return " ".join(message.split())[:200].rstrip(".")
+def _digest(*parts: str, data: bytes = b"") -> str:
+    return hashlib.sha256("\n".join(parts).encode() + data).hexdigest()[:16]

@@ -27,11 +27,12 @@ import secrets
 import socket
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Annotated, Any
 
 import uvicorn
+from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -39,129 +40,125 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from mmsr.tools.base import Hit, ImageSearch, TextSearch, ToolError
+from mmsr.tools.base import Hit, ImageRetriever, TextRetriever, ToolError
 from mmsr.tools.picture import read_picture
 from mmsr.world.snapshot import World
 
 MAX_BODY = 2_000_000  # bytes of a request
 MAX_UPLOAD = 500_000  # bytes of a picture, as at SerpApi
-MAX_RESULTS = 100
-MAX_QUERIES = 512
 KEPT_UPLOADS, KEPT_SECONDS = 256, 600.0  # SerpApi keeps an upload for ten minutes
 
-
-class Uploads:
-    """Pictures by a name that cannot be guessed, for ten minutes, the newest 256."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def add(self, data: bytes) -> str:
-        name = secrets.token_hex(16)
-        with self._lock:
-            self._kept[name] = (time.monotonic(), data)
-            while len(self._kept) > KEPT_UPLOADS:
-                self._kept.popitem(last=False)
-        return name
-
-    def get(self, name: str) -> bytes | None:
-        with self._lock:
-            at, data = self._kept.get(name, (0.0, b""))
-        return data if data and time.monotonic() - at < KEPT_SECONDS else None
+Count = Annotated[int, Field(ge=1, le=100)]
+Rows = list[dict[str, Any]]
 
 
-class Engine:
-    """The routes. Searches run in worker threads, so that a slow one does not hold the others up."""
+class Query(BaseModel):
+    """What Serper, SerpApi and SearXNG are asked, in a body or in an address."""
 
-    def __init__(self, world: World, text_search: TextSearch, image_search: ImageSearch) -> None:
+    q: Annotated[str, Field(pattern=r"\S")]
+    num: Count | None = None
+
+
+class Queries(BaseModel):
+    """What Search-R1 is asked."""
+
+    queries: Annotated[list[str], Field(max_length=512)]
+    topk: Count | None = None
+    return_scores: bool = False
+
+
+class Lens(BaseModel):
+    """What is asked about a picture: Serper by its address, SerpApi also by the name of an upload."""
+
+    url: str = ""
+    image_id: str = ""
+
+
+class WorldServer:
+    """The routes. What searches runs in worker threads, so that a slow search does not hold the others up."""
+
+    def __init__(self, world: World, text_search: TextRetriever, image_search: ImageRetriever) -> None:
         self.world, self.text_search, self.image_search = world, text_search, image_search
-        self.uploads = Uploads()
         self.titles = {flag.iso: flag.title for flag in world.flags}
+        self._uploads: dict[str, tuple[float, bytes]] = {}  # when and what, by a name that cannot be guessed
 
     def app(self) -> Starlette:
         """The application, for any ASGI server."""
         routes = [
-            Route("/retrieve", self.retrieve, methods=["POST"]),
-            Route("/search", self.serper, methods=["POST"]),
-            Route("/search", self.get_search, methods=["GET"]),
-            Route("/search.json", self.get_search, methods=["GET"]),
-            Route("/lens", self.serper_lens, methods=["POST"]),
+            Route("/retrieve", _posted(Queries, self.searchr1), methods=["POST"]),
+            Route("/search", _posted(Query, self.serper), methods=["POST"]),
+            Route("/lens", _posted(Lens, self.serper_lens), methods=["POST"]),
+            Route("/search", self.get_search),
+            Route("/search.json", self.get_search),
             Route("/image", self.upload, methods=["POST"]),
-            Route("/image/{name}", self.uploaded, methods=["GET"]),
-            Route("/page/{id:path}", self.page, methods=["GET"]),
-            Route("/picture/{iso}.png", self.picture, methods=["GET"]),
+            Route("/image/{name}", self.picture),
+            Route("/page/{id:path}", self.page),
+            Route("/picture/{iso}.png", self.picture),
         ]
-        return Starlette(routes=routes, exception_handlers={HTTPException: _error, ToolError: _tool_error})
+        errors = dict.fromkeys((HTTPException, ValidationError, ToolError), _told)
+        return Starlette(routes=routes, exception_handlers=errors)
 
-    # --- Search-R1
+    # --- the dialects
 
-    async def retrieve(self, request: Request) -> JSONResponse:
-        body = await _json(request)
-        queries, topk = body.get("queries"), _number(body.get("topk"), 3)
-        if not isinstance(queries, list) or not all(isinstance(q, str) for q in queries) or len(queries) > MAX_QUERIES:
-            raise HTTPException(400, f"queries must be a list of at most {MAX_QUERIES} strings")
-        with_scores = bool(body.get("return_scores", False))
+    def searchr1(self, request: Request, asked: Queries) -> dict[str, Any]:
         batch = []
-        for query in queries:
-            hits = await self._text(query, topk)
-            documents = [{"id": h.id, "contents": f'"{h.title}"\n{h.text}', "url": _url(request, h)} for h in hits]
-            scored = [{"document": d, "score": h.score} for d, h in zip(documents, hits)]
-            batch.append(scored if with_scores else documents)
-        return JSONResponse({"result": batch})
+        for query in asked.queries:
+            hits = self.text_search.search(query, asked.topk or 3) if query.strip() else []
+            found = [{"id": h.id, "contents": f'"{h.title}"\n{h.text}', "url": _url(request, h)} for h in hits]
+            scored = [{"document": document, "score": hit.score} for document, hit in zip(found, hits)]
+            batch.append(scored if asked.return_scores else found)
+        return {"result": batch}
 
-    # --- Serper
+    def serper(self, request: Request, asked: Query) -> dict[str, Any]:
+        parameters = {"q": asked.q, "type": "search", "engine": "google"}
+        return {"searchParameters": parameters, "organic": self._found(request, asked), "credits": 1}
 
-    async def serper(self, request: Request) -> JSONResponse:
-        body = await _json(request)
-        query = _query(body.get("q"))
-        organic = self._rows(request, await self._text(query, _number(body.get("num"), 10)))
-        parameters = {"q": query, "type": "search", "engine": "google"}
-        return JSONResponse({"searchParameters": parameters, "organic": organic, "credits": 1})
+    def serper_lens(self, request: Request, asked: Lens) -> dict[str, Any]:
+        return {"searchParameters": {"type": "lens"}, "organic": self._similar(request, asked.url), "credits": 1}
 
-    async def serper_lens(self, request: Request) -> JSONResponse:
-        url = (await _json(request)).get("url")
-        rows = self._rows(request, await self._pictures(self._picture_at(url if isinstance(url, str) else "")))
-        organic = [
-            {k: row.get(k, "") for k in ("title", "source", "link")}
-            | {"imageUrl": row.get("image", ""), "thumbnailUrl": row.get("thumbnail", "")}
-            for row in rows
-        ]
-        return JSONResponse({"searchParameters": {"type": "lens"}, "organic": organic, "credits": 1})
+    def get_search(self, request: Request) -> JSONResponse:
+        """SerpApi and SearXNG share a path and a method; `engine` or `format` tells which is meant."""
+        params = dict(request.query_params)
+        match params.get("engine"), params.get("format"):
+            case "google", _:
+                asked = Query.model_validate(params)
+                answer = _serpapi({"engine": "google", "q": asked.q}, "organic_results", self._found(request, asked))
+            case "google_lens", _:
+                asked = Lens.model_validate(params)
+                url = f"/image/{asked.image_id}" if asked.image_id else asked.url
+                answer = _serpapi({"engine": "google_lens"}, "visual_matches", self._similar(request, url))
+            case None, "json":
+                answer = self._searxng(request, Query.model_validate(params))
+            case _:
+                raise HTTPException(400, "say engine=google or engine=google_lens (SerpApi), or format=json (SearXNG)")
+        return JSONResponse(answer)
 
-    # --- SerpApi and SearXNG share a path and a method; `engine` or `format` tells which is meant
-
-    async def get_search(self, request: Request) -> JSONResponse:
-        params = request.query_params
-        if params.get("engine") == "google_lens":
-            return await self._serpapi_lens(request)
-        if params.get("engine") == "google":
-            return await self._serpapi(request)
-        if "engine" not in params and params.get("format") == "json":
-            return await self._searxng(request)
-        raise HTTPException(400, "say engine=google or engine=google_lens (SerpApi), or format=json (SearXNG)")
-
-    async def _serpapi(self, request: Request) -> JSONResponse:
-        query = _query(request.query_params.get("q"))
-        hits = await self._text(query, _number(request.query_params.get("num"), 10))
-        return _serpapi_answer({"engine": "google", "q": query}, "organic_results", self._rows(request, hits))
-
-    async def _serpapi_lens(self, request: Request) -> JSONResponse:
-        name, url = request.query_params.get("image_id"), request.query_params.get("url", "")
-        data = self.uploads.get(name) if name else self._picture_at(url)
-        if data is None:
-            raise HTTPException(400, "image_id is unknown or older than ten minutes: upload the picture again")
-        rows = self._rows(request, await self._pictures(data))
-        return _serpapi_answer({"engine": "google_lens"}, "visual_matches", rows)
-
-    async def _searxng(self, request: Request) -> JSONResponse:
-        query = _query(request.query_params.get("q"))
-        hits = await self._text(query, 10)
+    def _searxng(self, request: Request, asked: Query) -> dict[str, Any]:
         results = [
             {"url": _url(request, h), "title": h.title, "content": h.text, "engine": "mmsr", "score": h.score}
-            for h in hits
+            for h in self.text_search.search(asked.q, 10)
         ]
-        return JSONResponse({"query": query, "number_of_results": len(results), "results": results, "answers": []})
+        return {"query": asked.q, "number_of_results": len(results), "results": results, "answers": []}
+
+    def _found(self, request: Request, asked: Query) -> Rows:
+        return self._rows(request, self.text_search.search(asked.q, asked.num or 10))
+
+    def _similar(self, request: Request, url: str) -> Rows:
+        picture = _read(self._picture_at(url))
+        return self._rows(request, self.image_search.search(picture, 10))
+
+    def _rows(self, request: Request, hits: list[Hit]) -> Rows:
+        """Hits with the field names of Serper and SerpApi; those of a picture only where the hit is one."""
+        rows = []
+        for rank, hit in enumerate(hits, 1):
+            row = {"position": rank, "title": hit.title, "link": _url(request, hit), "snippet": hit.text}
+            if hit.id in self.titles:
+                names = ("image", "thumbnail", "imageUrl", "thumbnailUrl")
+                row |= {"source": hit.text} | dict.fromkeys(names, str(request.url_for("picture", iso=hit.id)))
+            rows.append(row)
+        return rows
+
+    # --- pictures
 
     async def upload(self, request: Request) -> JSONResponse:
         _check_size(request)
@@ -172,96 +169,63 @@ class Engine:
             data = await file.read()
         if len(data) > MAX_UPLOAD:
             raise HTTPException(413, f"the picture is larger than {MAX_UPLOAD} bytes: send a smaller one")
-        try:
-            await run_in_threadpool(read_picture, data)
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
-        return JSONResponse({"image_id": self.uploads.add(data)})
+        await run_in_threadpool(_read, data)
+        name = secrets.token_hex(16)
+        self._uploads[name] = (time.monotonic(), data)
+        while len(self._uploads) > KEPT_UPLOADS:
+            del self._uploads[next(iter(self._uploads))]
+        return JSONResponse({"image_id": name})
 
-    # --- what results name
-
-    async def uploaded(self, request: Request) -> Response:
-        data = self.uploads.get(request.path_params["name"])
-        if data is None:
-            raise HTTPException(404, "no such upload, or older than ten minutes")
-        return Response(data, media_type="application/octet-stream")
-
-    async def page(self, request: Request) -> HTMLResponse:
-        name = request.path_params["id"]
-        page = self.world.pages.get(name)
-        if page is not None:
-            return HTMLResponse(_html(page.title, page.text))
-        if name in self.titles:
-            picture = f'<img src="{html.escape(str(request.url_for("picture", iso=name)))}" alt="">'
-            return HTMLResponse(_html(self.titles[name], f"A picture: {self.titles[name]}.", picture))
-        raise HTTPException(404, "no such page")
-
-    async def picture(self, request: Request) -> Response:
-        return Response(self._flag(request.path_params["iso"]), media_type="image/png")
-
-    def _flag(self, iso: str) -> bytes:
-        if iso not in self.titles:
-            raise HTTPException(404, "no such picture")
-        buffer = io.BytesIO()
-        self.world.flag(iso).save(buffer, "PNG")
-        return buffer.getvalue()
+    def picture(self, request: Request) -> Response:
+        path = request.url.path
+        if data := self._own(path):
+            return Response(data, media_type="image/png" if path.endswith(".png") else "application/octet-stream")
+        raise HTTPException(404, "no such picture, or an upload older than ten minutes")
 
     def _picture_at(self, url: str) -> bytes:
         """The bytes behind an address, without ever fetching one."""
-        try:
-            if match := re.fullmatch(r"data:image/\w+;base64,(.+)", url, re.DOTALL):
+        if match := re.fullmatch(r"data:image/\w+;base64,(.+)", url, re.DOTALL):
+            try:
                 return base64.b64decode(match[1], validate=True)
-        except binascii.Error:
-            raise HTTPException(400, "the data address is broken") from None
-        if match := re.search(r"/picture/([a-z]{2})\.png$", url):
-            return self._flag(match[1])
-        match = re.search(r"/image/([0-9a-f]{32})$", url)
-        data = self.uploads.get(match[1]) if match else None
-        if data is None:
-            raise HTTPException(400, "url must be a data address, or a picture of this server: POST it to /image first")
-        return data
+            except binascii.Error:
+                raise HTTPException(400, "the data address is broken") from None
+        if data := self._own(url):
+            return data
+        raise HTTPException(400, "it must be a data address, or a picture of this server: POST it to /image first")
 
-    # --- searches
+    def _own(self, url: str) -> bytes:
+        """What is served at /image/… or /picture/….png; nothing where that is unknown, or an upload too old."""
+        kind, name = f"/{url}".split("/")[-2:]
+        if kind == "image":
+            at, data = self._uploads.get(name, (0.0, b""))
+            return data if time.monotonic() - at < KEPT_SECONDS else b""
+        buffer = io.BytesIO()
+        if kind == "picture" and name.removesuffix(".png") in self.titles:
+            self.world.flag(name.removesuffix(".png")).save(buffer, "PNG")
+        return buffer.getvalue()
 
-    def _rows(self, request: Request, hits: list[Hit]) -> list[dict[str, Any]]:
-        """Hits with the field names that Serper and SerpApi have in common; a picture only where the hit is one."""
-        rows = []
-        for rank, hit in enumerate(hits, 1):
-            row = {"position": rank, "title": hit.title, "link": _url(request, hit), "snippet": hit.text}
-            if hit.id in self.titles:
-                url = str(request.url_for("picture", iso=hit.id))
-                row |= {"source": hit.text, "image": url, "thumbnail": url}
-            rows.append(row)
-        return rows
-
-    async def _text(self, query: str, k: int) -> list[Hit]:
-        return await run_in_threadpool(self.text_search.search, query, k) if query.strip() else []
-
-    async def _pictures(self, data: bytes, k: int = 10) -> list[Hit]:
-        def work() -> list[Hit]:
-            return self.image_search.search(read_picture(data), k)
-
-        try:
-            return await run_in_threadpool(work)
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
+    def page(self, request: Request) -> HTMLResponse:
+        name = request.path_params["id"]
+        if name in self.world.pages:
+            return _html(self.world.pages[name].title, self.world.pages[name].text)
+        if name in self.titles:
+            picture = f'<img src="{html.escape(str(request.url_for("picture", iso=name)))}" alt="">'
+            return _html(self.titles[name], f"A picture: {self.titles[name]}.", picture)
+        raise HTTPException(404, "no such page")
 
 
-def _serpapi_answer(parameters: Mapping[str, str], field: str, results: list[dict[str, Any]]) -> JSONResponse:
-    found = {field: results} if results else {"error": "Google hasn't returned any results for this query."}
-    return JSONResponse({"search_metadata": {"status": "Success"}, "search_parameters": parameters, **found})
+# --- requests and answers ---------------------------------------------------------------------------------------------
 
 
-def _url(request: Request, hit: Hit) -> str:
-    return str(request.url_for("page", id=hit.id))
+def _posted(kind: type[BaseModel], answer: Callable[..., dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint that gives `answer` a request and its JSON body, checked, in a worker thread."""
 
+    async def endpoint(request: Request) -> JSONResponse:
+        _check_size(request)
+        asked = kind.model_validate_json(await request.body())
+        return JSONResponse(await run_in_threadpool(answer, request, asked))
 
-def _html(title: str, text: str, extra: str = "") -> str:
-    title = html.escape(title)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head><body><main>'
-        f"<article><h1>{title}</h1>{extra}<p>{html.escape(text)}</p></article></main></body></html>"
-    )
+    return endpoint
 
 
 def _check_size(request: Request) -> None:
@@ -272,41 +236,39 @@ def _check_size(request: Request) -> None:
         raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
 
 
-async def _json(request: Request) -> dict[str, Any]:
-    _check_size(request)
+def _read(data: bytes) -> Image.Image:
     try:
-        body = await request.json()
-    except (ValueError, RecursionError):
-        raise HTTPException(400, "the body is not JSON") from None
-    if not isinstance(body, dict):
-        raise HTTPException(400, "the body is not a JSON object")
-    return body
+        return read_picture(data)
+    except ValueError as error:
+        raise HTTPException(400, str(error)) from None
 
 
-def _query(query: Any) -> str:
-    if not isinstance(query, str) or not query.strip():
-        raise HTTPException(400, "Missing query `q` parameter.")
-    return query
-
-
-def _number(value: Any, default: int) -> int:
-    if value is None:
-        return default
-    if isinstance(value, str) and value.isdecimal() and len(value) < 10:
-        value = int(value)
-    if not isinstance(value, int) or not 1 <= value <= MAX_RESULTS:
-        raise HTTPException(400, f"the number of results must be from 1 to {MAX_RESULTS}")
-    return value
-
-
-async def _error(request: Request, error: Exception) -> JSONResponse:
+def _told(request: Request, error: Exception) -> JSONResponse:
     """Errors in the form that both Serper's and SerpApi's clients read."""
-    assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail, "message": error.detail}, error.status_code)
+    status, said = 500, str(error)
+    if isinstance(error, HTTPException):
+        status, said = error.status_code, error.detail
+    elif isinstance(error, ValidationError):
+        wrong = error.errors()[0]
+        status, said = 400, f"{wrong['loc'][0] if wrong['loc'] else 'the body'}: {wrong['msg']}"
+    return JSONResponse({"error": said, "message": said}, status)
 
 
-async def _tool_error(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": str(error), "message": str(error)}, 500)
+def _serpapi(parameters: dict[str, str], field: str, results: Rows) -> dict[str, Any]:
+    found = {field: results} if results else {"error": "Google hasn't returned any results for this query."}
+    return {"search_metadata": {"status": "Success"}, "search_parameters": parameters, **found}
+
+
+def _url(request: Request, hit: Hit) -> str:
+    return str(request.url_for("page", id=hit.id))
+
+
+def _html(title: str, text: str, extra: str = "") -> HTMLResponse:
+    title = html.escape(title)
+    return HTMLResponse(
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head><body><main>'
+        f"<article><h1>{title}</h1>{extra}<p>{html.escape(text)}</p></article></main></body></html>"
+    )
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
@@ -316,20 +278,18 @@ def _server(app: Starlette) -> uvicorn.Server:
     return uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=5))
 
 
-def serve(
-    world: World, text_search: TextSearch, image_search: ImageSearch, host: str = "127.0.0.1", port: int = 0
-) -> None:
+def serve(world: World, text_search: TextRetriever, image_search: ImageRetriever, port: int = 0) -> None:
     """Serve until interrupted; port 0 takes a free one. Prints the address. Raises OSError where the port is taken."""
-    with contextlib.closing(socket.create_server((host, port))) as listening:
-        print(f"The offline world answers at http://{host}:{listening.getsockname()[1]}", flush=True)
-        _server(Engine(world, text_search, image_search).app()).run(sockets=[listening])
+    with contextlib.closing(socket.create_server(("127.0.0.1", port))) as listening:
+        print(f"The offline world answers at http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
+        _server(WorldServer(world, text_search, image_search).app()).run(sockets=[listening])
 
 
 @contextlib.contextmanager
-def running(world: World, text_search: TextSearch, image_search: ImageSearch) -> Iterator[str]:
+def running(world: World, text_search: TextRetriever, image_search: ImageRetriever) -> Iterator[str]:
     """The server in a thread on a free port of loopback, for tests and notebooks; gives its address."""
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        server = _server(Engine(world, text_search, image_search).app())
+        server = _server(WorldServer(world, text_search, image_search).app())
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:

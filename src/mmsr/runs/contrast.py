@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmsr.evaluate import compare, load_rows
+from mmsr.evaluate import compare
+from mmsr.files import read_rows
 from mmsr.results import aligned, mean_and_range, signed
 from mmsr.stats import Interval
 
@@ -66,7 +67,7 @@ def difference(variant: Path, base: Path) -> Contrast:
 
 def _by_workflow(run: Path) -> dict[str, list[dict]]:
     rows: dict[str, list[dict]] = {}
-    for row in load_rows(run / "eval" / "rows.jsonl"):
+    for row in read_rows(run / "eval" / "rows.jsonl", "run notebook 04 first"):
         rows.setdefault(row["workflow"], []).append(row)
     return rows
 

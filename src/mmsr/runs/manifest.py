@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 import subprocess
@@ -12,40 +11,36 @@ from pathlib import Path
 from typing import Any
 
 import mmsr
+from mmsr.files import write_json
 from mmsr.presets import Preset, get_preset
-from mmsr.results import METRICS, write_json
+from mmsr.results import METRICS
 
 MANIFEST = "manifest.json"
 PACKAGE = Path(mmsr.__file__).parent
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pillow", "bm25s", "papermill")
 
 
 def write_manifest(folder: Path, root: Path, state: dict[str, Any]) -> None:
     """Describe the run in `folder`; `state` is the runner's, `root` the repository."""
-    given = (record["parameters"].get("model") for record in state["notebooks"].values())
-    preset = get_preset(state["preset"], next(filter(None, given), ""))
+    from mmsr.gpu.device import device, versions  # loads torch, which the runner needs for nothing else
+
+    sizes = next((record["parameters"].get("sizes") for record in state["notebooks"].values()), None)
     manifest = {
         "mmsr": mmsr.__version__,
         "git": git_state(root),
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": versions(),
         "device": device(),
         "preset": state["preset"],
         "seed": state["seed"],
-        "base_model": base_model(preset, root / "notebooks"),
+        "base_model": base_model(get_preset(state["preset"], sizes), root / "notebooks"),
         "data_card_sha256": {p.parent.name: sha256(p) for p in sorted(folder.glob("*/card.json"))},
         "metrics_sha256": sha256(folder / METRICS),
-        "outside": outside(folder),
+        "outside": {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("outside/*.json"))},
         "notebooks": state["notebooks"],
         "started": state["started"],
         "ended": now(),
     }
     write_json(folder / MANIFEST, manifest)
-
-
-def outside(folder: Path) -> dict[str, Any]:
-    """What the run asked for outside, by notebook, and what it spent: models, tokens, judge's prompt and labels."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("outside/*.json"))}
 
 
 def now() -> str:
@@ -69,32 +64,14 @@ def code_sha256() -> str:
 
 def git_state(root: Path) -> dict[str, Any] | None:
     """The commit and whether the working tree differs from it, runs and figures left out; None outside git."""
-    status = ["status", "--porcelain", "--", ".", ":!papermill_runs", ":!figures"]
+    git = ["git", "-C", str(root)]
+    status = [*git, "status", "--porcelain", "--", ".", ":!papermill_runs", ":!figures"]
     try:
-        commit, changes = (_git(root, *command) for command in (["rev-parse", "HEAD"], status))
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        dirty = subprocess.run(status, check=True, capture_output=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": commit, "dirty": bool(changes)}
-
-
-def _git(root: Path, *command: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *command], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def device() -> dict[str, Any]:
-    """The processor, its threads, and the GPU's name where there is one."""
-    import torch  # takes seconds, and the runner needs it for nothing else
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": _cpu_model(), "threads": torch.get_num_threads(), "gpu": gpu}
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    return {"commit": commit, "dirty": bool(dirty)}
 
 
 def base_model(preset: Preset, here: Path) -> dict[str, Any]:

@@ -1,69 +1,39 @@
-"""The house look of the figures and what they read: a run's CSV and JSON, never a model.
+"""The shapes that figures are made of, and the files of a run that they read: CSV and JSON, never a model.
 
-    chart = canvas(run, "Accuracy by workflow", "held-out questions", 3.2, "n = 600")
-    axes = chart.panels(1, 3, bottom=0.7)
-    bars(axes[0, 0], [Bar("RAG workflow", Interval(0.41, 0.37, 0.45, 600), SLATE)], percent=True)
+    chart = canvas(run, "Accuracy by workflow", "held-out questions", 3.2, "lines: 95 % intervals")
+    bars(chart.subplots(), ["rag", "grpo"], [Interval(0.41, 0.37, 0.45, 600), None], percent=True)
 
-All are 9 inches wide, which is 900 pixels on a page. Colours are told apart by the colour-blind; the accent belongs to
-the trained agent alone. A shape that is drawn from a sample carries its 95 % interval.
+A value that is measured on a sample is drawn with its 95 % interval.
 """
 
 from __future__ import annotations
 
-import csv
 import functools
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
+from mmsr.files import read_rows
+from mmsr.show.look import ACCENT, INK, MARGIN, MIST, MUTED, PAPER, SMALL, TEXT, WIDTH, colour, in_our_look, words
 from mmsr.stats import Interval, cluster_mean, proportion
 
-INK, MUTED, FAINT, GRID, PAPER = "#1d2733", "#64707d", "#c3cbd3", "#e9edf1", "#ffffff"
-ACCENT, TAN = "#c4510c", "#df9d6b"  # the trained agent, and the same agent before GRPO
-NAVY, SLATE, MIST, PALE = "#2b567f", "#7a92a9", "#a9b6c2", "#dde2e7"
-WIDTH, MARGIN = 9.0, 0.3  # inches
-SMALL, TEXT, HEADING = 8.0, 9.0, 13.0  # points
-
-LOOK = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that figures are the same everywhere
-    "font.size": TEXT,
-    "text.color": INK,
-    "text.parse_math": False,
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": SMALL,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.titlesize": TEXT,
-    "axes.titlelocation": "left",
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.labelsize": SMALL,
-    "ytick.labelsize": SMALL,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "figure.facecolor": PAPER,
-    "lines.solid_capstyle": "round",
-}
+Pairs = Sequence[tuple[str, str]]
+ALL: list[Callable[[Path], Figure]] = []  # the figures of a run, in order
+NAMES = ("01_build_data", "02_sft", "03_grpo", "04_evaluate", "05_crop_ablation")
+NOTEBOOKS = {folder: f"{name}.ipynb" for folder, name in zip(("data", "sft", "grpo", "eval", "ablation"), NAMES)}
 
 
 class Chart(Figure):
-    """A figure that shows itself in a notebook without pyplot, and places its panels in inches."""
+    """A figure that shows itself in a notebook, 900 pixels wide, without pyplot."""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         file = io.BytesIO()
@@ -71,242 +41,157 @@ class Chart(Figure):
         width, height = self.get_size_inches()
         return file.getvalue(), {"width": round(100 * width), "height": round(100 * height)}
 
-    def inches(self, x: float, y: float) -> tuple[float, float]:
-        """A place, in inches from the left and from the top, as the figure's own fractions."""
-        width, height = self.get_size_inches()
-        return x / width, 1 - y / height
 
-    def panels(
-        self,
-        rows: int,
-        columns: int,
-        *,
-        left: float = MARGIN,
-        right: float = MARGIN,
-        top: float = 1.15,
-        bottom: float = 0.7,
-        across: float = 0.5,
-        down: float = 0.7,
-        widths: Sequence[float] | None = None,
-    ) -> NDArray[np.object_]:
-        """A grid of axes, (rows, columns), with margins and gaps in inches; `widths` are shares."""
-        width, height = self.get_size_inches()
-        cell_width = (width - left - right - across * (columns - 1)) / columns
-        cell_height = (height - top - bottom - down * (rows - 1)) / rows
-        grid = self.add_gridspec(
-            rows,
-            columns,
-            left=left / width,
-            right=1 - right / width,
-            top=1 - top / height,
-            bottom=bottom / height,
-            wspace=across / cell_width,
-            hspace=down / cell_height,
-            width_ratios=widths,
-        )
-        return grid.subplots(squeeze=False)
-
-
-def canvas(run: Path, title: str, subtitle: str, height: float, note: str) -> Chart:
-    """An empty chart with its title, one line on what is shown, and the run and the sample in small type."""
-    chart = Chart(figsize=(WIDTH, height))
-    FigureCanvasAgg(chart)
-    chart.text(*chart.inches(MARGIN, 0.34), title, size=HEADING, weight="bold", va="center")
-    chart.text(*chart.inches(MARGIN, 0.62), subtitle, size=TEXT, color=MUTED, va="center")
-    source = f"Run {run.resolve().name}"
-    chart.text(*chart.inches(MARGIN, height - 0.18), f"{source}  ·  {note}", size=SMALL, color=MUTED, va="center")
+def canvas(run: Path, title: str, subtitle: str, height: float, note: str, key: Pairs = ()) -> Chart:
+    """A chart, without panels yet: title, a line on what is shown, a note on the sample; `key` names colours."""
+    chart = Chart(figsize=(WIDTH, height), layout="constrained")
+    left, inch = MARGIN / WIDTH, 1 / height
+    source = f"Run {run.resolve().name}  ·  {note}"
+    chart.text(left, 1 - 0.34 * inch, title, size=13, weight="bold", va="center")
+    chart.text(left, 1 - 0.62 * inch, subtitle, color=MUTED, va="center")
+    chart.text(left, 0.18 * inch, source, size=SMALL, color=MUTED, va="center")
+    if key:
+        patches = [Patch(color=shade, label=meaning) for meaning, shade in key]
+        chart.legend(handles=patches, ncols=len(key), loc="center left", bbox_to_anchor=(left, 1 - 0.9 * inch))
+    top, bottom = (1.15 if key else 0.88) * inch, 0.35 * inch
+    chart.get_layout_engine().set(rect=(left / 2, bottom, 1 - left, 1 - top - bottom))
     return chart
 
 
-def key(chart: Chart, entries: Sequence[tuple[str, str]], y: float = 0.9) -> None:
-    """Coloured words in one line under the subtitle, for panels that share their colours."""
-    x, renderer = MARGIN, chart.canvas.get_renderer()
-    for words, colour in entries:
-        chart.text(*chart.inches(x, y), "■", color=colour, va="center", size=TEXT)
-        text = chart.text(*chart.inches(x + 0.16, y), words, color=INK, va="center", size=TEXT)
-        x += 0.16 + text.get_window_extent(renderer).width / chart.dpi + 0.3
-
-
 def saved(draw: Callable[[Path], Figure]) -> Callable[[Path], Figure]:
-    """Draw in the house look and save as `<run>/figures/<name>.png`."""
+    """A figure of a run: drawn in our look, saved as `<run>/figures/<name>.png`, and one of ALL."""
 
     @functools.wraps(draw)
+    @in_our_look
     def wrapper(run_dir: Path) -> Figure:
-        with matplotlib.rc_context(LOOK):
-            figure = draw(Path(run_dir))
-            path = Path(run_dir) / "figures" / f"{draw.__name__}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(path, dpi=200, metadata={"Software": None})
+        figure = draw(Path(run_dir))
+        save(figure, Path(run_dir) / "figures" / f"{draw.__name__}.png")
         return figure
 
+    ALL.append(wrapper)
     return wrapper
 
 
-# --- what a run wrote -----------------------------------------------------------------------------------------------
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=200, metadata={"Software": None})
 
 
-def need(path: Path, notebook: str) -> Path:
-    """The path, if it is there. Raises FileNotFoundError saying which notebook writes it."""
+def read(run: Path, file: str, folder: str = "") -> Any:
+    """A file of a run: the value of `.json`, a table of `.jsonl` or `.csv`; `folder` is whose notebook writes it.
+
+    A question's fields stand beside those of its row; a cell of a CSV that is empty or no number is NaN. Raises
+    FileNotFoundError or ValueError, saying which notebook to run, for a file that is missing or has no rows.
+    """
+    path, notebook, table = run / file, NOTEBOOKS[folder or file.split("/")[0]], pd.DataFrame()
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: run notebook {notebook} first.")
-    return path
-
-
-def read_json(path: Path, notebook: str) -> dict:
-    """A JSON object. Raises FileNotFoundError as `need` does."""
-    return json.loads(need(path, notebook).read_text(encoding="utf-8"))
-
-
-def read_rows(path: Path, notebook: str) -> list[dict]:
-    """The rows of a JSONL file. Raises as `need` does, and ValueError where there are none."""
-    rows = [json.loads(line) for line in need(path, notebook).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not rows:
+    if path.suffix == ".json":
+        return json.loads(path.read_text(encoding="utf-8"))
+    if path.suffix == ".jsonl":
+        table = pd.DataFrame([row.get("question", {}) | row for row in read_rows(path, f"run notebook {notebook}")])
+    elif path.stat().st_size:
+        table = pd.read_csv(path).apply(pd.to_numeric, errors="coerce")
+    if table.empty:
         raise ValueError(f"{path} is empty: run notebook {notebook} again.")
-    return rows
+    return table
 
 
-def read_columns(path: Path, notebook: str) -> dict[str, NDArray[np.float64]]:
-    """A table of numbers by column; a cell that is empty or no number is NaN. Raises as `read_rows` does."""
-    with need(path, notebook).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows:
-        raise ValueError(f"{path} is empty: run notebook {notebook} again.")
-    return {name: np.array([_number(row[name]) for row in rows]) for name in rows[0] if name}
-
-
-def _number(cell: str | None) -> float:
-    try:
-        return float(cell or "nan")
-    except ValueError:
-        return float("nan")
-
-
-class Metrics:
-    """`metrics.json` of a run. Raises FileNotFoundError, naming the notebook that fills it, where there is none."""
-
-    def __init__(self, run: Path, notebook: str):
-        self.path, self.notebook = run / "metrics.json", notebook
-        self._entries = read_json(self.path, notebook)
-
-    def get(self, name: str) -> Interval | None:
-        """The interval under that name, or None where it was not measured."""
-        entry = self._entries.get(name)
-        if entry is None or entry.get("value") is None:
-            return None
-        return Interval(entry["value"], entry.get("low"), entry.get("high"), entry.get("n"))
-
-    def table(self, prefix: str, rows: Iterable[str], columns: Iterable[str]) -> dict[str, list[Interval | None]]:
-        """Column → the intervals of `<prefix>/<row>/<column>`, row by row, None where one was not measured.
-
-        Raises ValueError where no row has an accuracy: then the notebook has not run.
-        """
-        names = list(rows)
-        found = {column: [self.get(f"{prefix}/{row}/{column}") for row in names] for column in columns}
-        if not any(self.get(f"{prefix}/{row}/accuracy") for row in names):
-            raise ValueError(f"{self.path} has no {prefix}/{names[0]}/accuracy: run notebook {self.notebook} first.")
-        return found
-
-
-def sample(intervals: Sequence[Interval | None]) -> str:
-    """How many items are behind these intervals: "n = 600", or "n = 85 to 180" where they differ."""
-    counts = sorted({i.n for i in intervals if i is not None and i.n is not None})
-    if not counts:
-        return "n unknown"
-    return f"n = {counts[0]:,}" if len(counts) == 1 else f"n = {counts[0]:,} to {counts[-1]:,}"
-
-
-def shares(rows: Sequence[dict], by: str, field: str) -> tuple[list[float], list[Interval]]:
-    """The values of `by` in order, and the share of rows where `field` is true at each."""
-    places = sorted({row[by] for row in rows})
-    groups = [[row for row in rows if row[by] == place] for place in places]
-    return places, [share(group, [row[field] for row in group]) for group in groups]
-
-
-def share(rows: Sequence[dict], outcomes: Sequence[bool]) -> Interval:
+def share(outcomes: pd.Series, countries: pd.Series) -> Interval:
     """The share of True, resampled by country as the run's metrics are; Wilson's where all outcomes are the same."""
-    if len(set(outcomes)) == 1:
+    if outcomes.nunique() == 1:
         return proportion(outcomes)
-    countries = [row["question"]["entity"] if "question" in row else row.get("entity", row["id"]) for row in rows]
-    return cluster_mean([float(outcome) for outcome in outcomes], countries, seed=0)
+    return cluster_mean(outcomes.astype(float), countries, seed=0)
 
 
-# --- shapes ---------------------------------------------------------------------------------------------------------
+def heading(ax: Axes, title: str, small: str = "") -> None:
+    """A panel's title, and a small line under it."""
+    ax.set_title(title, pad=20 if small else None)
+    ax.annotate(small, (0, 1), (0, 6), "axes fraction", "offset points", size=SMALL, color=MUTED)
 
 
-@dataclass(frozen=True)
-class Bar:
-    """One row of a panel of bars or dots."""
-
-    label: str
-    interval: Interval | None
-    colour: str
-    hollow: bool = False
+def missing(ax: Axes, text: str) -> None:
+    """Says in an empty panel what the run does not have."""
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color=MUTED)
+    ax.set(xticks=[], yticks=[])
 
 
-def named(measured: Sequence[Interval | None], names: dict[str, tuple[str, str]]) -> list[Bar]:
-    """Bars of what was measured, with their words and colours; what is drawn in ink is a bound, and hollow."""
-    return [Bar(words, i, colour, colour == INK) for i, (words, colour) in zip(measured, names.values())]
+def whisker(ax: Axes, x: float, interval: Interval, **style) -> None:
+    """An interval in per cent, upright; none where it is unknown, as of a single country."""
+    if interval.low is not None and interval.high is not None:
+        ax.plot([x, x], [100 * interval.low, 100 * interval.high], lw=1.2, **style)
 
 
-def bars(ax: Axes, rows: Sequence[Bar], *, percent: bool, dots: bool = False, labels: bool = True) -> None:
-    """Rows from top to bottom, each a bar (or a dot) from 0 with its interval and its value written beside it."""
-    scale = 100 if percent else 1
-    ends = [max(b.interval.value, b.interval.high or 0) * scale for b in rows if b.interval]
-    limit = 100.0 if percent else max([*ends, 0.0]) or 1.0
-    for y, row in enumerate(rows):
-        if row.interval is None:
-            ax.text(0.02 * limit, y, "not measured", color=MUTED, size=SMALL, va="center_baseline", style="italic")
-            continue
-        value = row.interval.value * scale
-        if dots:
-            face = PAPER if row.hollow else row.colour
-            ax.plot([value], [y], "o", ms=6, mfc=face, mec=row.colour, mew=1.4, zorder=4, clip_on=False)
-        else:
-            style = {"facecolor": PAPER, "edgecolor": row.colour} if row.hollow else {"color": row.colour}
-            ax.barh(y, value, height=0.62, linewidth=1.2, zorder=2, **style)
-        end = max(value, _whisker(ax, row, y, scale, dots))
-        text = f"{value:.1f}" if percent else f"{value:.2f}"
-        strong = {"weight": "bold", "color": ACCENT} if row.colour == ACCENT else {"color": INK}
-        beside = {"textcoords": "offset points", "va": "center_baseline", "size": SMALL, "zorder": 5}
-        ax.annotate(text, (end, y), (8 if dots and end == value else 5, 0), **beside, **strong)
-    ax.set(xlim=(0, limit * (1.32 if dots else 1.2)), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)))
-    ax.set_yticklabels([row.label for row in rows] if labels else [], color=INK, size=TEXT)
-    for tick, row in zip(ax.get_yticklabels(), rows):
-        if row.colour == ACCENT:
-            tick.set(color=ACCENT, weight="bold")
-    ax.set_xticks([0, 25, 50, 75, 100] if percent else ax.get_xticks()[ax.get_xticks() <= limit])
+def name_rows(ax: Axes, names: Sequence[str]) -> None:
+    """Rows from top to bottom, named on the left."""
+    ax.set(ylim=(len(names) - 0.4, -0.6))
+    ax.set_yticks(range(len(names)), names, color=INK, size=TEXT)
     ax.spines["bottom"].set_visible(False)
     ax.grid(axis="y", visible=False)
 
 
-def _whisker(ax: Axes, row: Bar, y: float, scale: float, dots: bool) -> float:
-    """Draw the row's interval; returns where it ends."""
-    low, high = row.interval.low, row.interval.high
-    if low is None or high is None:
-        return 0.0
-    colour = row.colour if dots or row.hollow else INK
-    ax.plot([low * scale, high * scale], [y, y], color=colour, lw=1.5, zorder=3, solid_capstyle="butt")
-    return high * scale
-
-
-def line(ax: Axes, x: Sequence[float], intervals: Sequence[Interval], colour: str, strong: bool = False) -> None:
-    """Points joined by a line, each with its interval, in per cent."""
-    values = [100 * i.value for i in intervals]
-    ax.plot(x, values, "-o", color=colour, lw=2.2 if strong else 1.5, ms=5, zorder=4 if strong else 3)
-    for place, interval in zip(x, intervals):
+def bars(ax: Axes, rows: Sequence[str], intervals: Sequence[Interval | None], percent: bool) -> None:
+    """A bar for each workflow or crop, with its interval and its value beside it; a bound is hollow."""
+    scale = 100 if percent else 1
+    limit = 100.0 if percent else max([max(i.value, i.high or 0) for i in intervals if i] or [0]) or 1.0
+    for y, (row, interval) in enumerate(zip(rows, intervals)):
+        if interval is None:
+            ax.text(0.02 * limit, y, "not measured", color=MUTED, size=SMALL, va="center_baseline", style="italic")
+            continue
+        value, end, shade = scale * interval.value, scale * max(interval.value, interval.high or 0), colour(row)
+        face = PAPER if shade == INK else shade
+        ax.barh(y, value, height=0.62, facecolor=face, edgecolor=shade, linewidth=1.2, zorder=2)
         if interval.low is not None and interval.high is not None:
-            ends = [100 * interval.low, 100 * interval.high]
-            ax.plot([place, place], ends, color=colour, lw=1.2, alpha=0.75, zorder=2)
+            ax.plot([scale * interval.low, scale * interval.high], [y, y], color=INK, lw=1.5, zorder=3)
+        style = {"weight": "bold", "color": ACCENT} if shade == ACCENT else {"color": INK}
+        style |= {"va": "center_baseline", "size": SMALL, "zorder": 5}
+        ax.annotate(f"{value:.{2 - percent}f}", (end, y), (7, 0), textcoords="offset points", **style)
+    name_rows(ax, [words(row) for row in rows])
+    for tick, row in zip(ax.get_yticklabels(), rows):
+        if colour(row) == ACCENT:
+            tick.set(color=ACCENT, weight="bold")
+    ax.set_xlim(0, 1.25 * limit)
+    ax.set_xticks([0, 50, 100] if percent else [tick for tick in ax.get_xticks() if tick <= limit])
 
 
-def end_labels(ax: Axes, x: float, labels: Sequence[tuple[str, float, str]], gap: float) -> None:
-    """Name lines at their right ends: (words, height, colour); labels keep `gap` apart on the axis."""
-    order = sorted(labels, key=lambda label: label[1])
-    heights = spread([height for _, height, _ in order], gap, *ax.get_ylim())
-    for (words, _, colour), height in zip(order, heights):
-        weight = "bold" if colour == ACCENT else "normal"
-        readable = MUTED if colour == MIST else colour
-        ax.text(x, height, words, color=readable, va="center_baseline", size=SMALL, weight=weight)
+def stacks(ax: Axes, names: Sequence[str], parts: Sequence[tuple[str, Sequence[int]]]) -> None:
+    """Rows of bars made of coloured parts, with the number of each part inside it and the whole at its end."""
+    whole, start = np.sum([counts for _, counts in parts], axis=0), np.zeros(len(names))
+    room = 0.12 * max([*whole, 1])
+    for shade, counts in parts:
+        drawn = ax.barh(range(len(names)), counts, left=start, height=0.62, color=shade, zorder=2)
+        inside = [f"{n:,}" if room < n < total else "" for n, total in zip(counts, whole)]
+        ax.bar_label(drawn, inside, label_type="center", size=SMALL, color=PAPER)
+        start += counts
+    ax.bar_label(drawn, [f"{total:,}" for total in whole], padding=5, size=SMALL, weight="bold")
+    name_rows(ax, names)
+    ax.set(xlim=(0, 9 * room), xticks=[])
+
+
+def lines(ax: Axes, by: str, series: Sequence[tuple[str, str, pd.DataFrame, str]]) -> None:
+    """The share of rows where a field is true at each value of `by`, a line with intervals for each series.
+
+    series: (name, colour, rows, field); lines stand a little apart, so that their intervals do, too.
+    """
+    levels, ends = sorted({level for _, _, rows, _ in series for level in rows[by]}), []
+    if not levels:
+        return missing(ax, "not measured")
+    for index, (name, shade, rows, field) in enumerate(series):
+        groups = dict(list(rows.groupby(by)))
+        apart = 0.01 * (levels[-1] - levels[0]) * (index - (len(series) - 1) / 2)
+        x = [level + apart for level in groups]
+        shares = [share(group[field], group["entity"]) for group in groups.values()]
+        width = 2.2 if shade == ACCENT else 1.5
+        ax.plot(x, [100 * found.value for found in shares], "-o", color=shade, lw=width, ms=5, zorder=2 + width)
+        for place, found in zip(x, shares):
+            whisker(ax, place, found, color=shade, alpha=0.75, zorder=2)
+        ends.append((100 * shares[-1].value, name, shade))
+    ends.sort()
+    for (_, name, shade), height in zip(ends, spread([height for height, _, _ in ends], 7, -3, 103)):
+        style = {"color": MUTED if shade == MIST else shade, "weight": "bold" if shade == ACCENT else "normal"}
+        ax.text(1.02, height, name, va="center_baseline", size=SMALL, transform=ax.get_yaxis_transform(), **style)
+    ax.set(ylim=(-3, 103))
 
 
 def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -314,8 +199,39 @@ def spread(heights: Sequence[float], gap: float, low: float, high: float) -> lis
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + gap if placed else low))
-    top = high
     for index in reversed(range(len(placed))):
-        placed[index] = min(placed[index], top)
-        top = placed[index] - gap
+        placed[index] = min(placed[index], placed[index + 1] - gap if index + 1 < len(placed) else high)
     return placed
+
+
+def curve(ax: Axes, table: pd.DataFrame, column: str, title: str, shade: str, file: str, unit: bool) -> None:
+    """A column by step: faint points, running mean with its interval, means of the first and the last tenth.
+
+    A column that the table does not have is named in the panel. unit: its values lie between 0 and 1.
+    """
+    heading(ax, title)
+    values = table.get(column, pd.Series(dtype=float)).dropna()
+    if values.empty:
+        return missing(ax, f"{file} has no column\n{column}")
+    steps = table.get("step", pd.Series(table.index + 1))[values.index]
+    mean, error = running_mean(values)
+    ax.plot(steps, values, "o", color=shade, ms=3, alpha=0.28, mew=0, zorder=2)
+    ax.fill_between(steps, mean - error, mean + error, color=shade, alpha=0.14, lw=0, zorder=1)
+    ax.plot(steps, mean, color=shade, lw=2, zorder=3)
+    ax.set_xlabel("step")
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if unit:
+        ax.set(ylim=(-0.03, 1.03), yticks=[0, 0.5, 1])
+    elif values.min() >= 0:
+        ax.set_ylim(bottom=0, top=max(values.max() * 1.06, 1e-6))
+    tenth = max(1, len(values) // 10)
+    first, last = values.head(tenth).mean(), values.tail(tenth).mean()
+    for place, level in ((steps.head(tenth), first), (steps.tail(tenth), last)):
+        ax.plot([place.min(), place.max()], [level, level], color=INK, lw=2.4, zorder=4)
+    ax.set_title(f"{first:.2f} → {last:.2f}", loc="right", weight="normal")
+
+
+def running_mean(values: Sequence[float]) -> tuple[pd.Series, pd.Series]:
+    """Means over a centred window of about a tenth of the values, and 1.96 standard errors (0 for a window of one)."""
+    window = pd.Series(values).rolling(2 * (max(1, len(values) // 10) // 2) + 1, center=True, min_periods=1)
+    return window.mean(), 1.96 * window.sem().fillna(0.0)

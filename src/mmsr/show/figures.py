@@ -5,8 +5,8 @@
 | figure | reads | shows |
 |---|---|---|
 | funnel | data/card.json | what is left after each step of the data building (paper §3.3) |
-| sft_curve | sft/sft.csv | loss and token accuracy by step |
-| grpo_curves | grpo/grpo.csv | reward, accuracy, searches, crops, valid turns and entropy by step |
+| sft_curve | sft/sft.csv | loss and token accuracy by step (paper §3.4) |
+| grpo_curves | grpo/grpo.csv | reward, accuracy, searches, crops, valid turns and entropy by step (paper §4.3) |
 | workflows, by_type, halves | metrics.json, eval/rows.jsonl | accuracy with intervals (paper Tables 1 and 2) |
 | habits | metrics.json | what the agent decides, before and after GRPO |
 | search_behaviour | eval/rows.jsonl | searches per question before and after GRPO (paper §4.3) |
@@ -19,51 +19,23 @@ not come that far.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmsr.habits import HABITS
-from mmsr.show.charts import (
-    ACCENT,
-    INK,
-    MIST,
-    MUTED,
-    NAVY,
-    PALE,
-    SLATE,
-    SMALL,
-    TAN,
-    TEXT,
-    Metrics,
-    bars,
-    canvas,
-    key,
-    named,
-    read_json,
-    read_rows,
-    sample,
-    saved,
-    share,
-)
-from mmsr.show.crop_figures import crops, crops_by_flags, sweeps
-from mmsr.show.curves import grpo_curves, sft_curve
+from mmsr.evaluate import HABITS, HALVES
+from mmsr.results import CROPS, METRICS, WORKFLOWS, read_metrics
+from mmsr.show import charts
+from mmsr.show.charts import bars, canvas, curve, heading, lines, read, saved, share, stacks, whisker
+from mmsr.show.look import ACCENT, INK, MIST, NAVY, PALE, SLATE, TAN, colour, words
+from mmsr.stats import Interval
+from mmsr.world.questions import TYPES
 
-DATA, EVALUATE = "01_build_data.ipynb", "04_evaluate.ipynb"
-WORKFLOWS = {
-    "direct": ("Direct answer", SLATE),
-    "rag": ("RAG workflow", SLATE),
-    "prompted": ("Prompted agent", SLATE),
-    "sft": ("Agent after SFT", TAN),
-    "grpo": ("Agent after GRPO", ACCENT),
-    "teacher": ("Teacher (ceiling)", INK),
-}
-TYPES = {"visual": "Visual", "fact": "Fact", "one_hop": "One hop", "two_hop": "Two hops", "hard": "Hard wording"}
-HALVES = {"unseen_entity": "Unseen entity", "unseen_question": "Unseen question", "harmonic_mean": "Harmonic mean"}
+ALL = charts.ALL
 STEPS = {
     "questions": "Questions played",
     "passed_A": "A  valid tags",
@@ -71,182 +43,198 @@ STEPS = {
     "passed_C": "C  ends in an answer",
     "correct": "Answer right",
 }
-
-
-# --- data and training ----------------------------------------------------------------------------------------------
+SCORES = {"accuracy": "Accuracy, %", "recall_at_1": "Recall@1, %", "recall_at_5": "Recall@5, %"}
+INTERVALS = "lines: 95 % intervals"
 
 
 @saved
 def funnel(run_dir: Path) -> Figure:
-    """What the data building keeps at each step, with the labels, subjects and types of what is left."""
-    card = read_json(run_dir / "data" / "card.json", DATA)
-    kept = card["funnel"]
-    labels = {"search_required": ("search-required", NAVY), "search_free": ("search-free", SLATE)}
+    """What the data building keeps at each step, with the subjects of what is left."""
+    card = read(run_dir, "data/card.json")
+    kept, labels = card["funnel"], card["labels"]
+    key = [("search-required", NAVY), ("search-free", SLATE)]
     note = f"preset {card['preset']}, seed {card['seed']}  ·  n = {kept['questions']:,} questions played"
-    chart = canvas(
-        run_dir, "From questions to training examples", "what is left after each step of building the data", 4.7, note
-    )
-    left, right = chart.panels(1, 2, left=1.8, right=0.4, top=1.55, bottom=0.5, across=1.85, widths=(1.25, 1))[0]
-    key(chart, list(labels.values()))
-    rows = [(words, [(kept[step], PALE)]) for step, words in STEPS.items()]
-    rows.append(("Usable examples", [(kept[label], colour) for label, (_, colour) in labels.items()]))
-    rows.append(("Balanced data set", [(card["labels"].get(label, 0), c) for label, (_, c) in labels.items()]))
-    _stacks(left, rows)
-    left.set_title("Steps", weight="bold", pad=8)
-    taxonomy = sorted(card["taxonomy"].items(), key=lambda item: -item[1])
-    _stacks(right, [(subject, [(n, MIST)]) for subject, n in taxonomy])
-    right.set_title("Balanced data set by subject", weight="bold", pad=8)
+    subtitle = "what is left after each step of building the data"
+    chart = canvas(run_dir, "From questions to training examples", subtitle, 4.7, note, key)
+    left, right = chart.subplots(1, 2, width_ratios=(1.25, 1))
+    parts = [(PALE, [*(kept[step] for step in STEPS), 0, 0])]
+    for label, shade in (("search_required", NAVY), ("search_free", SLATE)):
+        parts.append((shade, [0] * len(STEPS) + [kept[label], labels.get(label, 0)]))
+    stacks(left, [*STEPS.values(), "Usable examples", "Balanced data set"], parts)
+    heading(left, "Steps")
+    subjects = sorted(card["taxonomy"], key=card["taxonomy"].get, reverse=True)
+    stacks(right, subjects, [(MIST, [card["taxonomy"][subject] for subject in subjects])])
+    heading(right, "Balanced data set by subject")
     return chart
 
 
-def _stacks(ax: Axes, rows: Sequence[tuple[str, Sequence[tuple[int, str]]]]) -> None:
-    """Rows of bars made of parts, with the number of each part inside it and the whole at its end."""
-    most = max([sum(n for n, _ in parts) for _, parts in rows] or [1]) or 1
-    for y, (_, parts) in enumerate(rows):
-        start = 0
-        for n, colour in parts:
-            ax.barh(y, n, left=start, height=0.62, color=colour, zorder=2)
-            if len(parts) > 1 and n > 0.12 * most:
-                ax.text(start + n / 2, y, f"{n:,}", ha="center", va="center_baseline", size=SMALL, color="white")
-            start += n
-        ax.text(start + 0.02 * most, y, f"{start:,}", va="center_baseline", size=SMALL, weight="bold")
-    ax.set(xlim=(0, most * 1.1), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), xticks=[])
-    ax.set_yticklabels([words for words, _ in rows], color=INK, size=TEXT)
-    ax.grid(visible=False)
-    ax.spines["bottom"].set_visible(False)
+@saved
+def sft_curve(run_dir: Path) -> Figure:
+    """Loss and token accuracy of supervised fine-tuning by step."""
+    panels = [("loss", "Loss", False), ("mean_token_accuracy", "Token accuracy", True)]
+    subtitle = "by optimiser step, on assistant tokens alone"
+    return _curves(run_dir, "sft/sft.csv", "Supervised fine-tuning", subtitle, TAN, panels)
 
 
-# --- evaluation -----------------------------------------------------------------------------------------------------
+@saved
+def grpo_curves(run_dir: Path) -> Figure:
+    """Reward and behaviour by GRPO step, with the means of the first and the last tenth of the steps."""
+    panels = [
+        ("reward", "Reward", False),
+        ("rewards/accuracy/mean", "Accuracy", True),
+        ("rewards/valid_turns/mean", "Valid turns", True),
+        ("rewards/searches/mean", "Searches", False),
+        ("rewards/crops/mean", "With a crop", True),
+        ("entropy", "Entropy", False),
+    ]
+    subtitle = "means over each step's rollouts; at the right, of the first and the last tenth of the steps"
+    return _curves(run_dir, "grpo/grpo.csv", "GRPO training", subtitle, ACCENT, panels)
+
+
+def _curves(run: Path, file: str, title: str, subtitle: str, shade: str, panels: list[tuple[str, str, bool]]) -> Figure:
+    """Columns of a training's CSV by step: (column, title, whether it lies between 0 and 1)."""
+    table = read(run, file)
+    minutes = table.get("seconds", pd.Series(dtype=float)).max() / 60
+    took = "" if np.isnan(minutes) else f"  ·  {minutes:.1f} min"
+    meaning = "points: steps; line: running mean over a tenth of them, with its 95 % interval"
+    rows, columns = -(-len(panels) // 3), min(len(panels), 3)
+    chart = canvas(run, title, subtitle, 1.6 + 2 * rows, f"n = {len(table):,} steps{took}  ·  {meaning}")
+    for ax, (column, name, unit) in zip(chart.subplots(rows, columns).flat, panels):
+        curve(ax, table, column, name, shade, file, unit)
+    return chart
 
 
 @saved
 def workflows(run_dir: Path) -> Figure:
     """Accuracy of each workflow, searches per question, and the share of searches that were needless."""
-    metrics = Metrics(run_dir, EVALUATE)
-    columns = {
-        "accuracy": ("Accuracy, %", True),
-        "searches": ("Searches per question", False),
-        "needless_search_rate": ("Needless searches, %", True),
+    panels = {
+        "accuracy": "Accuracy, %",
+        "searches": "Searches per question",
+        "needless_search_rate": "Needless searches, %",
     }
-    measured = metrics.table("eval", WORKFLOWS, columns)
-    note = f"{sample(measured['accuracy'])} held-out questions  ·  lines: 95 % intervals"
     subtitle = "needless searches: of the questions that need none, the share on which the agent searched"
-    chart = canvas(run_dir, "Workflows on held-out questions", subtitle, 3.7, note)
-    axes = chart.panels(1, 3, left=1.7, top=1.2, across=0.4, widths=(1.6, 1, 1))[0]
-    for index, (ax, (column, (words, percent))) in enumerate(zip(axes, columns.items())):
-        bars(ax, named(measured[column], WORKFLOWS), percent=percent, labels=index == 0)
-        ax.set_title(words, weight="bold", pad=8)
-    return chart
-
-
-def _accuracies(run_dir: Path, groups: dict[str, str], title: str, subtitle: str) -> Figure:
-    """Accuracy of each workflow on groups of questions, one panel each."""
-    metrics = Metrics(run_dir, EVALUATE)
-    measured = metrics.table("eval", WORKFLOWS, [f"accuracy/{group}" for group in groups])
-    chart = canvas(run_dir, title, subtitle, 3.5, "held-out questions  ·  lines: 95 % intervals")
-    axes = chart.panels(1, len(groups), left=1.7, top=1.35, across=0.22)[0]
-    for index, (ax, words, intervals) in enumerate(zip(axes, groups.values(), measured.values())):
-        bars(ax, named(intervals, WORKFLOWS), percent=True, dots=True, labels=index == 0)
-        ax.set_xticks([0, 50, 100])
-        ax.set_title(words, weight="bold", pad=20)
-        ax.text(0, 1.04, sample(intervals), transform=ax.transAxes, size=SMALL, color=MUTED)
-    return chart
+    return _bars(run_dir, "eval", WORKFLOWS, panels, "Workflows on held-out questions", subtitle)
 
 
 @saved
 def by_type(run_dir: Path) -> Figure:
     """Accuracy by question type, for each workflow: the world's types, or a benchmark's most frequent kinds."""
-    rows = read_rows(run_dir / "eval" / "rows.jsonl", EVALUATE)
-    kinds = [kind for kind, _ in Counter(row["question"]["type"] for row in rows).most_common(len(TYPES))]
-    types = TYPES if any(kind in TYPES for kind in kinds) else {kind: kind.replace("_", " ") for kind in kinds}
-    return _accuracies(run_dir, types, "Accuracy by question type", "per cent of each type's questions answered right")
+    kinds = read(run_dir, "eval/rows.jsonl")["type"].value_counts().index[: len(TYPES)]
+    panels = {f"accuracy/{kind}": words(kind) for kind in (TYPES if set(kinds) & set(TYPES) else kinds)}
+    subtitle = "per cent of each type's questions answered right"
+    return _bars(run_dir, "eval", WORKFLOWS, panels, "Accuracy by question type", subtitle)
 
 
 @saved
 def halves(run_dir: Path) -> Figure:
     """Accuracy on InfoSeek's two halves and their harmonic mean, for each workflow."""
+    panels = {f"accuracy/{half}": words(half) for half in (*HALVES, "harmonic_mean")}
+    title = "Accuracy on unseen entities and unseen questions, %"
     subtitle = "unseen entity: countries held out; unseen question: relations and wordings held out"
-    return _accuracies(run_dir, HALVES, "Accuracy on unseen entities and unseen questions, %", subtitle)
+    return _bars(run_dir, "eval", WORKFLOWS, panels, title, subtitle)
 
 
 @saved
 def habits(run_dir: Path) -> Figure:
-    """What the agent decides before and after GRPO, and the teacher beside it (habits.py)."""
-    chosen = {name: WORKFLOWS[name] for name in ("sft", "grpo", "teacher")}
-    metrics = Metrics(run_dir, EVALUATE)
-    measured = metrics.table("eval", chosen, [f"habit/{name}" for name in HABITS])
+    """What the agent decides before and after GRPO, and the teacher beside it (the habits of notebook 4)."""
+    panels = {f"habit/{name}": habit.words for name, habit in HABITS.items()}
     subtitle = "per cent of each type's questions; the teacher rewords only after a search that failed"
-    chart = canvas(run_dir, "What GRPO changed", subtitle, 2.5, "held-out questions  ·  lines: 95 % intervals")
-    axes = chart.panels(1, len(HABITS), left=1.7, top=1.35, across=0.25)[0]
-    for index, (ax, habit, intervals) in enumerate(zip(axes, HABITS.values(), measured.values())):
-        bars(ax, named(intervals, chosen), percent=True, labels=index == 0)
-        ax.set_title(habit.words, weight="bold", pad=20)
-        ax.text(0, 1.06, sample(intervals), transform=ax.transAxes, size=SMALL, color=MUTED)
+    return _bars(run_dir, "eval", ("sft", "grpo", "teacher"), panels, "What GRPO changed", subtitle)
+
+
+def _bars(run: Path, folder: str, rows: Sequence[str], panels: dict[str, str], title: str, subtitle: str) -> Figure:
+    """A panel for each metric `<folder>/<row>/<name>` (name → title), a bar in it for each workflow or crop."""
+    read(run, METRICS, folder)
+    metrics, needed = read_metrics(run), [f"{folder}/{row}/accuracy" for row in rows]
+    if not any(name in metrics for name in needed):
+        raise ValueError(f"{run / METRICS} has no {needed[0]}: run notebook {charts.NOTEBOOKS[folder]} first.")
+    chart = canvas(run, title, subtitle, 1.9 + 0.29 * len(rows), f"held-out questions  ·  {INTERVALS}")
+    for ax, (metric, name) in zip(chart.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items()):
+        found = [metrics.get(f"{folder}/{row}/{metric}") for row in rows]
+        bars(ax, rows, found, percent=metric != "searches")
+        heading(ax, name, sample(found))
     return chart
+
+
+def sample(intervals: Sequence[Interval | None]) -> str:
+    """How many items are behind these intervals: "n = 600", or "n = 85 to 180" where they differ."""
+    counts = sorted({i.n for i in intervals if i and i.n is not None})
+    if not counts:
+        return "n unknown"
+    return f"n = {counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "")
 
 
 @saved
 def search_behaviour(run_dir: Path) -> Figure:
     """How many searches a question gets before and after GRPO, by whether the question needs any."""
-    rows = read_rows(run_dir / "eval" / "rows.jsonl", EVALUATE)
-    pairs = {"sft": ("before GRPO", TAN), "grpo": ("after GRPO", ACCENT)}
-    rows = [row for row in rows if row["workflow"] in pairs]
-    if not rows:
-        raise ValueError(f"{run_dir / 'eval' / 'rows.jsonl'} has no row of sft or grpo: run notebook {EVALUATE} again.")
-    n = Counter(row["workflow"] for row in rows)
-    note = "n = " + ", ".join(f"{n[w]:,} {words}" for w, (words, _) in pairs.items()) + "  ·  lines: 95 % intervals"
-    chart = canvas(
-        run_dir,
-        "Searches per question before and after GRPO",
-        "per cent of questions; a search is needed where neither the picture nor the base has the answer",
-        3.9,
-        note,
-    )
-    key(chart, list(pairs.values()))
-    axes = chart.panels(1, 3, left=0.6, top=1.7, bottom=0.8, across=0.45)[0]
-    groups = [
-        ("All questions", rows),
-        ("No search needed", [row for row in rows if row["search_free"]]),
-        ("A search needed", [row for row in rows if not row["search_free"]]),
-    ]
-    most = min(max(row["searches"] for row in rows), 6)
-    for ax, (words, group) in zip(axes, groups):
-        _search_counts(ax, group, pairs, most)
-        ax.set_title(words, weight="bold", pad=22)
+    rows = read(run_dir, "eval/rows.jsonl")
+    rows = rows[rows["workflow"].isin(["sft", "grpo"])]
+    if rows.empty:
+        raise ValueError(f"{run_dir}/eval/rows.jsonl has no row of sft or grpo: run notebook 04_evaluate.ipynb again.")
+    n = rows["workflow"].value_counts()
+    note = f"n = {n.get('sft', 0):,} before GRPO, {n.get('grpo', 0):,} after GRPO  ·  {INTERVALS}"
+    subtitle = "per cent of questions; a search is needed where neither the picture nor the base has the answer"
+    key = [("before GRPO", TAN), ("after GRPO", ACCENT)]
+    chart = canvas(run_dir, "Searches per question before and after GRPO", subtitle, 3.9, note, key)
+    free = rows["search_free"].astype(bool)
+    groups = {"All questions": rows, "No search needed": rows[free], "A search needed": rows[~free]}
+    most = min(rows["searches"].max(), 6)
+    for ax, (name, group) in zip(chart.subplots(1, 3), groups.items()):
+        means = _search_counts(ax, group, most)
+        heading(ax, name, f"n = {group['id'].nunique():,}  ·  mean {' → '.join(means)}")
     return chart
 
 
-def _search_counts(ax: Axes, rows: Sequence[dict], pairs: dict[str, tuple[str, str]], most: int) -> None:
-    """Share of questions by number of searches, one bar for each workflow side by side, and the means above."""
+def _search_counts(ax: Axes, rows: pd.DataFrame, most: int) -> list[str]:
+    """The share of questions by number of searches, a bar for each workflow side by side. Returns the means."""
     means = []
-    for offset, (workflow, (_, colour)) in zip((-0.2, 0.2), pairs.items()):
-        mine = [row for row in rows if row["workflow"] == workflow]
-        counts = [min(row["searches"], most) for row in mine]
-        for number in range(most + 1) if counts else ():
-            found = share(mine, [count == number for count in counts])
-            ax.bar(number + offset, 100 * found.value, width=0.36, color=colour, zorder=2)
-            if found.low is not None:  # the spread of a single cluster is unknown
-                ax.plot([number + offset] * 2, [100 * found.low, 100 * found.high], color=INK, lw=1.2, zorder=3)
-        means.append(f"{np.mean([row['searches'] for row in mine]):.2f}" if mine else "–")
-    n = len({row["question"]["id"] for row in rows})
-    ax.text(0, 1.04, f"n = {n:,}  ·  mean {' → '.join(means)}", transform=ax.transAxes, size=SMALL, color=MUTED)
-    names = [str(number) for number in range(most + 1)]
-    over = any(row["searches"] > most for row in rows)
-    ax.set(ylim=(0, 105), yticks=[0, 25, 50, 75, 100], xticks=range(most + 1), xlabel="searches")
-    ax.set_xticklabels([*names[:-1], f"{most}+"] if over else names)
+    for workflow, offset in (("sft", -0.2), ("grpo", 0.2)):
+        mine = rows[rows["workflow"] == workflow]
+        means.append("–" if mine.empty else f"{mine['searches'].mean():.2f}")
+        for number in range(0 if mine.empty else most + 1):
+            found = share(mine["searches"].clip(upper=most) == number, mine["entity"])
+            ax.bar(number + offset, 100 * found.value, width=0.36, color=colour(workflow), zorder=2)
+            whisker(ax, number + offset, found, color=INK, zorder=3)
+    last = f"{most}+" if (rows["searches"] > most).any() else str(most)
+    ax.set(ylim=(0, 105), yticks=[0, 25, 50, 75, 100], xlabel="searches")
+    ax.set_xticks(range(most + 1), [*map(str, range(most)), last])
     ax.grid(axis="x", visible=False)
+    return means
 
 
-ALL = (
-    funnel,
-    sft_curve,
-    grpo_curves,
-    workflows,
-    by_type,
-    halves,
-    habits,
-    search_behaviour,
-    crops,
-    crops_by_flags,
-    sweeps,
-)
+@saved
+def crops(run_dir: Path) -> Figure:
+    """Accuracy and retrieval of the trained agent by where its crop comes from."""
+    subtitle = "the trained policy with its crop exchanged; recall: the right country is among the pictures found"
+    return _bars(run_dir, "ablation", CROPS, SCORES, "Where the crop comes from", subtitle)
+
+
+@saved
+def crops_by_flags(run_dir: Path) -> Figure:
+    """Accuracy and recall@1 by crop and by the number of flags in the scene."""
+    rows = read(run_dir, "ablation/rows.jsonl")
+    note = f"n = {rows['id'].nunique():,} held-out questions  ·  {INTERVALS}"
+    subtitle = "the trained policy with its crop exchanged"
+    chart = canvas(run_dir, "Crops by the number of flags in the scene", subtitle, 4.0, note)
+    by_crop = {crop: rows[rows["crop"] == crop] for crop in CROPS if (rows["crop"] == crop).any()}
+    for ax, (score, field) in zip(chart.subplots(1, 2), {"accuracy": "correct", "recall_at_1": "recall_at_1"}.items()):
+        lines(ax, "flags", [(words(crop), colour(crop), chosen, field) for crop, chosen in by_crop.items()])
+        ax.set(xticks=sorted(rows["flags"].unique()), xlabel="flags in the scene")
+        heading(ax, SCORES[score])
+    return chart
+
+
+@saved
+def sweeps(run_dir: Path) -> Figure:
+    """Accuracy and recall when the gold box is padded and when it is shaken."""
+    rows = read(run_dir, "ablation/sweeps.jsonl")
+    note = f"n = {rows['id'].nunique():,} held-out questions a level  ·  {INTERVALS}"
+    subtitle = "the trained policy with the gold box enlarged (below 0: trimmed) or shaken"
+    chart = canvas(run_dir, "Padding and noise of the crop's box", subtitle, 4.0, note)
+    scores = [("Accuracy", ACCENT, "correct"), ("Recall@1", NAVY, "recall_at_1"), ("Recall@5", SLATE, "recall_at_5")]
+    for ax, sweep in zip(chart.subplots(1, 2), ("padding", "noise")):
+        chosen = rows[rows["sweep"] == sweep]
+        heading(ax, f"{sweep.capitalize()}, %")
+        lines(ax, "level", [(name, shade, chosen, field) for name, shade, field in scores])
+        ax.set_xlabel(f"{sweep}, share of the box's side")
+    return chart

@@ -1,335 +1,230 @@
 """Trajectories as pictures: the scene with the crop drawn in, the crop enlarged, the turns as coloured text.
 
-    scenes(questions[:6], load_world())                       # questions and their pictures
+    scenes(questions[:6])                                     # questions and their pictures
     draw_trajectory(scene.picture, trajectory, question)      # a figure
-    gallery(rows[:4], load_world(), Path("figures/gallery.png"))
-    side_by_side(sft_row, grpo_row, load_world())             # one question before and after GRPO
+    gallery(rows[:4], Path("figures/gallery.png"))
+    side_by_side(sft_row, grpo_row)                           # one question before and after GRPO
 
 Rows are those of `eval/rows.jsonl`. Everything is laid out in inches from the top left corner, and text is wrapped by
-its measured width, so that nothing overlaps whatever a policy wrote.
+its measured width, so that nothing overlaps whatever a policy wrote. What draws a part returns where it ends.
 """
 
 from __future__ import annotations
 
+import bisect
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from mmsr.show.charts import ACCENT, GRID, INK, LOOK, MARGIN, MUTED, NAVY, WIDTH, Chart
-from mmsr.show.transcript import TAGS, TYPES, WORKFLOWS, answer_of, blocks, crop_box, golds, is_right
-from mmsr.tools.picture import read_picture
-from mmsr.world.questions import Question
-from mmsr.world.snapshot import World
+from mmsr.show.charts import Chart, save
+from mmsr.show.look import ACCENT, GRID, INK, LOOK, MARGIN, MUTED, NAVY, RIGHT, VIOLET, WIDTH, WRONG, in_our_look, words
+from mmsr.show.transcript import TAGS, Row, blocks, crop_box, crop_words, facts, outcome, picture_of
+from mmsr.task import Asked
 
-COLOURS = {
-    "reason": MUTED,
-    "img_search": ACCENT,
-    "text_search": NAVY,
-    "information": "#6b5a8e",
-    "answer": INK,
-    "unread": "#a3203a",
-    "error": "#a3203a",
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of what it lacks, the font draws a box
+STYLES = {  # the colour of a tag, and how the text beside it is written
+    "reason": (MUTED, {"color": MUTED, "style": "italic"}),
+    "img_search": (ACCENT, {"color": ACCENT, "weight": "bold"}),
+    "text_search": (NAVY, {"color": NAVY, "weight": "bold"}),
+    "information": (VIOLET, {}),
+    "answer": (INK, {"weight": "bold"}),
+    "unread": (WRONG, {}),
+    "error": (WRONG, {}),
 }
-SIZE, LINE = 8.5, 0.175  # points of text, inches of a line
-TAG_WIDTH, GAP = 1.05, 0.22
-MOST_LINES = 6  # of one block
-RIGHT, WRONG = "#1f6f54", "#a3203a"
-
-
-class Sheet:
-    """A growing page: what is put on it is kept, and painted once its height is known."""
-
-    def __init__(self) -> None:
-        self._paint: list[Callable[[Axes], None]] = []
-
-    def text(self, x: float, y: float, words: str, **style) -> None:
-        style = {"size": SIZE, "va": "baseline"} | style
-        self._paint.append(lambda ax: ax.text(x, y, words, **style))
-
-    def image(self, x: float, y: float, width: float, picture: Image.Image) -> float:
-        """Put a picture at this width; returns its height."""
-        height = width * picture.height / picture.width
-        extent = (x, x + width, y + height, y)
-        self._paint.append(lambda ax: ax.imshow(picture, extent=extent, interpolation="lanczos", zorder=1))
-        return height
-
-    def box(self, x: float, y: float, width: float, height: float, **style) -> None:
-        style = {"fill": False, "zorder": 3} | style
-        self._paint.append(lambda ax: ax.add_patch(Rectangle((x, y), width, height, **style)))
-
-    def rule(self, y: float) -> None:
-        self._paint.append(lambda ax: ax.plot([MARGIN, WIDTH - MARGIN], [y, y], color=GRID, lw=1))
-
-    def figure(self, height: float) -> Figure:
-        """The finished page."""
-        with matplotlib.rc_context(LOOK), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")
-            chart = Chart(figsize=(WIDTH, height))
-            FigureCanvasAgg(chart)
-            ax = chart.add_axes((0, 0, 1, 1))
-            for paint in self._paint:
-                paint(ax)
-            ax.set(xlim=(0, WIDTH), ylim=(height, 0))
-            ax.axis("off")
-        return chart
-
-
-# --- text -----------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _renderer():
-    return FigureCanvasAgg(Figure(dpi=100)).get_renderer()
+OUTCOMES = {"right": RIGHT, "wrong": WRONG, "unscored": INK}
+SIZE = 8.5  # points of text
+LEADING = 0.0206  # inches of a line for each point
+TAG_WIDTH, PAGE = 1.05, WIDTH - 2 * MARGIN
+MOST_LINES, LONGEST = 6, 500  # lines of one text, characters that a line could hold
 
 
 @functools.lru_cache(maxsize=20_000)
-def _measure(text: str, size: float, weight: str = "normal") -> float:
+def _width(text: str, size: float, weight: str) -> float:
     """The width of a line in inches."""
-    font = FontProperties(family="DejaVu Sans", size=size, weight=weight)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")
-        return _renderer().get_text_width_height_descent(text, font, False)[0] / 100
+    font = get_font(findfont(FontProperties(family=LOOK["font.family"], weight=weight)))
+    font.set_size(size, 100)
+    font.set_text(text)
+    return font.get_width_height()[0] / 64 / 100
 
 
 def wrap(text: str, width: float, size: float = SIZE, most: int = MOST_LINES, weight: str = "normal") -> list[str]:
     """Lines of at most `width` inches; words that are longer are cut; past `most` lines the last ends in "…"."""
     lines: list[str] = []
-    for paragraph in text.splitlines():
-        line = ""
-        for word in paragraph.split():
-            for piece in _pieces(word, width, size, weight):
-                joined = f"{line} {piece}" if line else piece
-                if _measure(joined, size, weight) <= width:
-                    line = joined
-                else:
-                    lines.append(line)
-                    line = piece
-            if len(lines) > most:
-                break
-        if line:
-            lines.append(line)
+    for paragraph in "".join(c if c.isprintable() or c.isspace() else "·" for c in text).splitlines():
+        rest = " ".join(paragraph.split())
+        while rest and len(lines) <= most:
+            lines.append(_beginning(rest[:LONGEST], width, size, weight))
+            rest = rest[len(lines[-1]) :].lstrip()
     if len(lines) > most:
-        last = lines[most - 1]
-        while last and _measure(f"{last} …", size, weight) > width:
-            last = last[:-1]
-        lines = [*lines[: most - 1], f"{last.rstrip()} …"]
+        room = width - _width(" …", size, weight)
+        lines = [*lines[: most - 1], f"{_beginning(lines[most - 1], room, size, weight)} …"]
     return lines
 
 
-def _pieces(word: str, width: float, size: float, weight: str) -> list[str]:
-    """The word, or where it is wider than the line, its parts that are not."""
-    word = "".join(c if c.isprintable() else "·" for c in word[:500])
-    pieces, piece = [], ""
-    for c in word if _measure(word, size, weight) > width else ():
-        if piece and _measure(piece + c, size, weight) > width:
-            pieces.append(piece)
-            piece = ""
-        piece += c
-    return [*pieces, piece] if pieces or piece else [word]
+def _beginning(text: str, width: float, size: float, weight: str) -> str:
+    """The longest beginning of a text that fits, up to the end of a word where one ends in it."""
+    fit = max(1, bisect.bisect(range(1, len(text) + 1), width, key=lambda n: _width(text[:n], size, weight)))
+    space = text.rfind(" ", 0, fit + 1) if fit < len(text) else -1
+    return text[: space if space > 0 else fit].rstrip()
 
 
-# --- parts of a card ------------------------------------------------------------------------------------------------
+class Sheet:
+    """A page that grows downwards, in inches; it is cut to its height when it is done."""
+
+    def __init__(self) -> None:
+        self.figure = Chart(figsize=(WIDTH, 1))
+        self.ax = self.figure.add_axes((0, 0, 1, 1))
+
+    def text(self, x: float, y: float, text: str, width: float, most: int = MOST_LINES, **style) -> float:
+        """Wrapped text with its top at y."""
+        style = {"size": SIZE} | style
+        height = LEADING * style["size"]
+        for line in wrap(text, width, style["size"], most, style.get("weight", "normal")):
+            self.ax.text(x, y + 0.75 * height, line, va="baseline", **style)
+            y += height
+        return y
+
+    def image(self, x: float, y: float, width: float, picture: Image.Image) -> float:
+        """A picture at this width."""
+        end = y + width * picture.height / picture.width
+        self.ax.imshow(picture, extent=(x, x + width, end, y), interpolation="lanczos", zorder=1)
+        return end
+
+    def frame(self, x: float, y: float, width: float, height: float, **style) -> None:
+        self.ax.add_patch(Rectangle((x, y), width, height, fill=False, zorder=3, **style))
+
+    def cut(self, height: float) -> Figure:
+        """The finished page."""
+        self.figure.set_size_inches(WIDTH, height)
+        self.ax.set(xlim=(0, WIDTH), ylim=(height, 0), aspect="auto")
+        self.ax.axis("off")
+        return self.figure
 
 
-def _turns(sheet: Sheet, x: float, y: float, width: float, trajectory: Mapping) -> float:
-    """The turns as tag and text, one below the other; returns where they end."""
-    for turn in trajectory.get("turns") or []:
-        for block in blocks(turn):
-            if block.kind == "prompt":
-                continue
-            colour = COLOURS[block.kind]
-            sheet.text(x, y + LINE * 0.75, TAGS[block.kind], color=colour, weight="bold", size=SIZE - 0.5)
-            style = {"style": "italic", "color": MUTED} if block.kind == "reason" else {"color": INK}
-            if block.kind in {"answer", "img_search", "text_search"}:
-                style = {"color": colour, "weight": "bold"}
-            for words in wrap(block.text, width - TAG_WIDTH, weight=style.get("weight", "normal")):
-                sheet.text(x + TAG_WIDTH, y + LINE * 0.75, words, **style)
-                y += LINE
-            y += 0.06
-        y += 0.1
-    if not trajectory.get("turns"):
-        sheet.text(x, y + LINE * 0.75, "no turns", color=MUTED, style="italic")
-        y += LINE
-    return y
+def _heading(sheet: Sheet, y: float, row: Row) -> float:
+    """The question, and what kind of row it is."""
+    text = (row.get("question") or {}).get("text") or ""
+    y = sheet.text(MARGIN, y, text, PAGE, 3, size=11.5, weight="bold") + 0.03
+    return sheet.text(MARGIN, y, " · ".join(facts(row)), PAGE, 2, color=MUTED) + 0.13
 
 
-def _verdict(sheet: Sheet, x: float, y: float, width: float, row: Mapping) -> float:
-    """The answer against the gold one, with its mark; returns where it ends."""
-    right, answer = is_right(row), answer_of(row) or "no answer"
-    accepted = golds(row.get("question") or {})
-    mark, colour = {True: ("✓", RIGHT), False: ("✗", WRONG), None: ("", INK)}[right]
-    style = {"color": colour, "weight": "bold", "size": SIZE + 1.5}
-    sheet.text(x, y + 0.15, mark, **style)
-    indent = 0.22 if mark else 0.0
-    for words in wrap(answer, width - indent, SIZE + 1.5, 2, "bold"):
-        sheet.text(x + indent, y + 0.15, words, **style)
-        y += 0.2
-    if accepted and not right:
-        for words in wrap(f"gold: {accepted[0]}", width, most=2):
-            sheet.text(x + indent, y + LINE * 0.75, words, color=MUTED)
-            y += LINE
-    return y
+def _scene(sheet: Sheet, x: float, y: float, width: float, picture: Image.Image, row: Row) -> float:
+    """The scene with the searched box drawn in, and the gold one dashed."""
+    box, scale = crop_box(row["trajectory"], picture), width / picture.width
+    gold = (row.get("question") or {}).get("box") if box else None
+    dashed, solid = {"color": INK, "lw": 1, "ls": (0, (3, 2))}, {"color": ACCENT, "lw": 2}
+    for shown, halo, style in ((gold, 2.2, dashed), (box, 3.6, solid)):
+        if shown:
+            x1, y1, x2, y2 = (scale * v for v in shown)
+            sheet.frame(x + x1, y + y1, x2 - x1, y2 - y1, color="white", lw=halo)
+            sheet.frame(x + x1, y + y1, x2 - x1, y2 - y1, **style)
+    return sheet.image(x, y, width, picture)
 
 
-def _scene(sheet: Sheet, x: float, y: float, width: float, picture: Image.Image, row: Mapping) -> float:
-    """The scene with the crop drawn in (and the gold box dashed); returns its height."""
-    height = sheet.image(x, y, width, picture)
-    scale, box = width / picture.width, crop_box(row["trajectory"], picture)
-    gold = (row.get("question") or {}).get("box")
-    if box and gold:
-        x1, y1, x2, y2 = gold
-        place = (x + x1 * scale, y + y1 * scale, (x2 - x1) * scale, (y2 - y1) * scale)
-        sheet.box(*place, edgecolor="white", linewidth=2.2, alpha=0.9)
-        sheet.box(*place, edgecolor=INK, linewidth=1, linestyle=(0, (3, 2)))
-    if box:
-        x1, y1, x2, y2 = box
-        place = (x + x1 * scale, y + y1 * scale, (x2 - x1) * scale, (y2 - y1) * scale)
-        sheet.box(*place, edgecolor="white", linewidth=3.6)
-        sheet.box(*place, edgecolor=ACCENT, linewidth=2)
-    return height
-
-
-def _crop(sheet: Sheet, x: float, y: float, width: float, most: float, picture: Image.Image, row: Mapping) -> float:
-    """The crop enlarged to fit, framed in the accent; returns the height taken, a line of words below it included."""
+def _crop(sheet: Sheet, x: float, y: float, width: float, most: float, picture: Image.Image, row: Row) -> float:
+    """The searched crop, enlarged to at most `width` × `most` and framed, with a line of words below it."""
     box = crop_box(row["trajectory"], picture)
-    if box is None:
-        sheet.text(x, y + LINE * 0.75, "no picture was searched", color=MUTED, style="italic")
-        return LINE
-    crop = picture.crop(box)
-    width = min(width, most * crop.width / crop.height)
-    height = sheet.image(x, y, width, crop)
-    sheet.box(x, y, width, height, edgecolor=ACCENT, linewidth=2)
-    whole = box == (0, 0, picture.width, picture.height)
-    words = "searched: the whole picture" if whole else f"searched: crop of {crop.width} × {crop.height} px"
-    sheet.text(x, y + height + 0.19, words, color=MUTED, size=SIZE - 0.5)
-    return height + 0.25
+    if box and box != (0, 0, *picture.size):
+        crop = picture.crop(box)
+        wide = min(width, most * crop.width / crop.height)
+        end = sheet.image(x, y, wide, crop)
+        sheet.frame(x, y, wide, end - y, color=ACCENT, lw=2)
+        y = end + 0.06
+    return sheet.text(x, y, crop_words(box, picture), width, color=MUTED, size=SIZE - 0.5)
 
 
-def _heading(sheet: Sheet, y: float, row: Mapping) -> float:
-    """The question, and what kind of row it is; returns where it ends."""
-    question = row.get("question") or {}
-    for words in wrap(question.get("text", ""), WIDTH - 2 * MARGIN, 11.5, 3, "bold"):
-        sheet.text(MARGIN, y + 0.18, words, size=11.5, weight="bold", color=INK)
-        y += 0.24
-    kind = TYPES.get(question.get("type", ""), "")
-    known = (WORKFLOWS.get(row.get("workflow", ""), ""), kind, question.get("taxonomy", ""))
-    facts = list(dict.fromkeys(fact for fact in known if fact))
-    if facts:
-        sheet.text(MARGIN, y + 0.15, "  ·  ".join(facts), color=MUTED, size=SIZE)
-        y += 0.24
-    return y + 0.1
+def _episode(sheet: Sheet, x: float, y: float, width: float, row: Row) -> float:
+    """The answer against the gold one, and the turns as tag and text, one below the other."""
+    end, turns = outcome(row), row["trajectory"].get("turns") or []
+    mark, indent = ("", 0.0) if end.name == "unscored" else (end.mark, 0.22)
+    style = {"color": OUTCOMES[end.name], "weight": "bold", "size": SIZE + 1.5}
+    sheet.text(x, y, mark, width, **style)
+    y = sheet.text(x + indent, y, end.answer or "no answer", width - indent, 2, **style)
+    y = sheet.text(x + indent, y, f"gold: {end.gold}" if end.gold else "", width - indent, 2, color=MUTED) + 0.13
+    for turn in turns:
+        for block in blocks(turn):
+            if block.kind != "prompt":
+                shade, style = STYLES[block.kind]
+                sheet.text(x, y, TAGS[block.kind], TAG_WIDTH, color=shade, weight="bold", size=SIZE - 0.5)
+                y = sheet.text(x + TAG_WIDTH, y, block.text, width - TAG_WIDTH, **style) + 0.06
+        y += 0.1
+    return y if turns else sheet.text(x, y, "no turns", width, color=MUTED, style="italic")
 
 
-def _card(sheet: Sheet, y: float, picture: Image.Image, row: Mapping) -> float:
-    """One row at full width: pictures on the left, turns on the right; returns where it ends."""
-    y = _heading(sheet, y, row)
-    side = 2.6
-    left = y + _scene(sheet, MARGIN, y, side, picture, row) + 0.12
-    left += _crop(sheet, MARGIN, left, side, 1.6, picture, row)
-    x, width = MARGIN + side + 0.35, WIDTH - 2 * MARGIN - side - 0.35
-    right = _verdict(sheet, x, y, width, row) + 0.14
-    right = _turns(sheet, x, right, width, row["trajectory"])
-    return max(left, right)
+def _cards(rows: Iterable[tuple[Image.Image, Row]]) -> Figure:
+    """Rows one below the other, with a rule between two: pictures on the left, turns on the right."""
+    sheet, side, end = Sheet(), 2.6, 0.0
+    x = MARGIN + side + 0.35
+    for picture, row in rows:
+        if end:
+            sheet.ax.plot([MARGIN, WIDTH - MARGIN], [end + 0.2] * 2, color=GRID, lw=1)
+        y = _heading(sheet, end + 0.4 if end else MARGIN, row)
+        left = _scene(sheet, MARGIN, y, side, picture, row) + 0.12
+        left = _crop(sheet, MARGIN, left, side, 1.6, picture, row)
+        end = max(left, _episode(sheet, x, y, WIDTH - MARGIN - x, row))
+    return sheet.cut(end + MARGIN)
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
-
-
-def scenes(questions: Sequence[Question], world: World, columns: int = 3) -> Figure:
-    """Questions side by side: the picture, the type, what is asked, the gold answer."""
-    sheet, gap, y = Sheet(), 0.35, MARGIN
-    width = (WIDTH - 2 * MARGIN - (columns - 1) * gap) / columns
+@in_our_look
+def scenes(questions: Sequence[Asked]) -> Figure:
+    """Questions, three side by side: the picture, the type, what is asked, the gold answer."""
+    sheet, columns, gap, y = Sheet(), 3, 0.35, MARGIN
+    width = (PAGE - (columns - 1) * gap) / columns
     for start in range(0, len(questions), columns):
         ends = []
         for column, question in enumerate(questions[start : start + columns]):
             x = MARGIN + column * (width + gap)
-            end = y + sheet.image(x, y, width, question.scene(world).picture) + 0.1
-            parts = (
-                (TYPES[question.type], {"color": MUTED}),
-                (question.text, {"color": INK, "weight": "bold"}),
-                (question.answer, {"color": RIGHT, "weight": "bold"}),
-            )
-            for text, style in parts:
-                for words in wrap(text, width, weight=style.get("weight", "normal")):
-                    sheet.text(x, end + LINE * 0.75, words, **style)
-                    end += LINE
-            ends.append(end)
+            end = sheet.image(x, y, width, question.draw()) + 0.1
+            end = sheet.text(x, end, words(question.type), width, color=MUTED)
+            end = sheet.text(x, end, question.text, width, weight="bold")
+            ends.append(sheet.text(x, end, question.answer, width, color=RIGHT, weight="bold"))
         y = max(ends) + gap
-    return sheet.figure(y)
+    return sheet.cut(y)
 
 
-def draw_trajectory(picture: Image.Image, trajectory: Mapping, question: Question | Mapping) -> Figure:
-    """One episode: the scene with the crop, the crop enlarged, the turns, and right or wrong against the gold answer.
+@in_our_look
+def draw_trajectory(picture: Image.Image, trajectory: Row, question: Asked | Row) -> Figure:
+    """One episode (`Trajectory.as_dict()`): the scene and the crop, the turns, and the answer against the gold one.
 
-    Args:
-        picture: What the episode was about; boxes are in its pixels.
-        trajectory: `Trajectory.as_dict()`.
-        question: A Question or its dictionary; of another dictionary, `text` is enough.
+    Boxes are in the picture's pixels. Of a question's dictionary, `text` is enough.
     """
-    asked = question.as_dict() if isinstance(question, Question) else dict(question)
-    sheet = Sheet()
-    end = _card(sheet, MARGIN, picture, {"trajectory": trajectory, "question": asked})
-    return sheet.figure(end + MARGIN)
+    asked = question if isinstance(question, Mapping) else question.as_dict()
+    return _cards([(picture, {"trajectory": trajectory, "question": asked})])
 
 
-def gallery(rows: Sequence[Mapping], world: World, path: Path) -> Figure:
+@in_our_look
+def gallery(rows: Sequence[Row], path: Path) -> Figure:
     """Several rows of `eval/rows.jsonl` one below the other, saved as PNG at `path`; ValueError where there is none."""
     if not rows:
         raise ValueError("there are no trajectories to show: give at least one row of eval/rows.jsonl")
-    sheet, y = Sheet(), MARGIN
-    for index, row in enumerate(rows):
-        if index:
-            sheet.rule(y + 0.2)
-            y += 0.4
-        y = _card(sheet, y, picture_of(row, world), row)
-    figure = sheet.figure(y + MARGIN)
+    figure = _cards((picture_of(row), row) for row in rows)
     save(figure, path)
     return figure
 
 
-def side_by_side(before: Mapping, after: Mapping, world: World) -> Figure:
+@in_our_look
+def side_by_side(before: Row, after: Row) -> Figure:
     """Two rows on the same question next to each other, such as after SFT and after GRPO.
 
     Raises ValueError where they are about different questions.
     """
-    if before["question"]["id"] != after["question"]["id"]:
-        raise ValueError(
-            f"rows are about {before['question']['id']} and {after['question']['id']}: give one question's"
-        )
-    sheet, gap = Sheet(), 0.4
+    first, second = before["question"]["id"], after["question"]["id"]
+    if first != second:
+        raise ValueError(f"rows are about {first} and {second}: give one question's")
+    sheet, gap, ends = Sheet(), 0.4, []
     top = _heading(sheet, MARGIN, {"question": before["question"]})
-    width, ends = (WIDTH - 2 * MARGIN - gap) / 2, []
+    width = (PAGE - gap) / 2
+    half = (width - 0.2) / 2
     for x, row in ((MARGIN, before), (MARGIN + width + gap, after)):
-        picture = picture_of(row, world)
-        colour = ACCENT if row["workflow"] == "grpo" else INK
-        sheet.text(x, top + 0.15, WORKFLOWS.get(row["workflow"], row["workflow"]), weight="bold", size=10, color=colour)
-        y, half = top + 0.28, (width - 0.2) / 2
-        scene = _scene(sheet, x, y, half, picture, row)
-        crop = _crop(sheet, x + half + 0.2, y, half, scene - 0.25, picture, row)
-        y = _verdict(sheet, x, y + max(scene, crop) + 0.15, width, row) + 0.12
-        ends.append(_turns(sheet, x, y, width, row["trajectory"]))
-    return sheet.figure(max(ends) + MARGIN)
-
-
-def picture_of(row: Mapping, world: World) -> Image.Image:
-    """The scene of a row's question, redrawn from its seed; of a benchmark's question the picture's file."""
-    if "picture" in row["question"]:
-        return read_picture(Path(row["question"]["picture"]).read_bytes())
-    return Question.from_dict(row["question"]).scene(world).picture
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(path, dpi=200, metadata={"Software": None})
+        picture, shade = picture_of(row), ACCENT if row["workflow"] == "grpo" else INK
+        y = sheet.text(x, top, words(row["workflow"]), width, size=10, weight="bold", color=shade) + 0.07
+        end = _scene(sheet, x, y, half, picture, row)
+        end = max(end, _crop(sheet, x + half + 0.2, y, half, end - y - 0.25, picture, row))
+        ends.append(_episode(sheet, x, end + 0.15, width, row))
+    return sheet.cut(max(ends) + MARGIN)

@@ -11,15 +11,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from PIL import Image
 
-T, R = TypeVar("T"), TypeVar("R")
+from mmsr.protocol import Box
 
-Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the picture, x2 and y2 exclusive
+T, R = TypeVar("T"), TypeVar("R")
 
 
 class ToolError(RuntimeError):
@@ -41,16 +42,20 @@ class Hit:
     url: str = ""
 
 
-class TextSearch(Protocol):
+class TextRetriever(Protocol):
     def search(self, query: str, k: int) -> list[Hit]: ...
 
 
-class ImageSearch(Protocol):
+class ImageRetriever(Protocol):
     def search(self, picture: Image.Image, k: int) -> list[Hit]: ...
 
 
 class Grounder(Protocol):
     def locate(self, picture: Image.Image, expression: str) -> Box | None: ...
+
+    def locate_all(self, pairs: Sequence[tuple[Image.Image, str]]) -> list[Box | None]:
+        """Many boxes at once, in order; what takes a batch does better than this, one after the other."""
+        return [self.locate(picture, expression) for picture, expression in pairs]
 
 
 class Summariser(Protocol):
@@ -60,17 +65,22 @@ class Summariser(Protocol):
 # --- calls side by side, and what they log ----------------------------------------------------------------------------
 
 _KEYS: ContextVar[list[str] | None] = ContextVar("keys", default=None)
+_USAGE: ContextVar[list[tuple[str, dict[str, float]]] | None] = ContextVar("usage", default=None)
 
 
 @contextlib.contextmanager
-def keys_used() -> Iterator[list[str]]:
-    """The keys of the outside calls made within the block, for the trajectory's log."""
-    keys: list[str] = []
-    token = _KEYS.set(keys)
+def _collected(log: ContextVar[list[T] | None]) -> Iterator[list[T]]:
+    found: list[T] = []
+    token = log.set(found)
     try:
-        yield keys
+        yield found
     finally:
-        _KEYS.reset(token)
+        log.reset(token)
+
+
+def keys_used() -> AbstractContextManager[list[str]]:
+    """The keys of the outside calls made within the block, for the trajectory's log."""
+    return _collected(_KEYS)
 
 
 def log_keys(keys: Iterable[str]) -> None:
@@ -78,6 +88,18 @@ def log_keys(keys: Iterable[str]) -> None:
     log = _KEYS.get()
     if log is not None:
         log.extend(keys)
+
+
+def usage_spent() -> AbstractContextManager[list[tuple[str, dict[str, float]]]]:
+    """What the large models asked within the block use, answer by answer: role, and numbers to be summed by name."""
+    return _collected(_USAGE)
+
+
+def log_usage(role: str, used: dict[str, float]) -> None:
+    """Add what an answer took (calls, prompt_tokens, completion_tokens, cost) to the innermost `usage_spent`."""
+    log = _USAGE.get()
+    if log is not None:
+        log.append((role, used))
 
 
 def in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R | ToolError]:

@@ -3,7 +3,7 @@
 | grounder | box |
 |---|---|
 | BaseGrounder | the policy's own frozen base, asked `locate: …`, as Qwen2.5-VL grounds natively |
-| DinoGrounder | Grounding DINO, as in the paper (dino.py) |
+| live.dino.DinoGrounder | Grounding DINO, as in the paper |
 | OracleGrounder | the gold box of the question (ablation) |
 | WholeGrounder | none, so the whole picture is searched (ablation) |
 | RandomGrounder | a random box of a flag's usual size, the same for the same picture and expression (ablation) |
@@ -16,11 +16,13 @@ from __future__ import annotations
 import contextlib
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from PIL import Image
 
-from mmsr.tools.base import Box, Grounder
+from mmsr.protocol import Box, conversation
+from mmsr.tools.base import Grounder
 from mmsr.tools.picture import picture_key
 
 ANSWER_TOKENS = 96  # Qwen spells numbers digit by digit: a box of four-digit numbers as JSON takes over 50
@@ -28,46 +30,33 @@ _NUMBER = r"-?\d{1,6}(?:\.\d+)?"
 _FOUR = rf"(?<![\w.])({_NUMBER})" + rf"[\s,()\[\]]+({_NUMBER})" * 3
 
 
-class BaseGrounder:
+class BaseGrounder(Grounder):
     """Asks the frozen base for a box. `policy` needs `base()`, `generate()` and `to_picture()` (see policy.py).
 
     With `trained` the policy is asked as it is now, LoRA and all. Answers are kept for the life of the grounder: an
     expression on a picture has one box.
     """
 
-    def __init__(self, policy, prompt: str = "locate: {expression}", trained: bool = False):
+    def __init__(self, policy: Any, prompt: str = "locate: {expression}", trained: bool = False):
         self.policy, self.prompt, self.trained = policy, prompt, trained
         self._boxes: dict[tuple[str, str], Box | None] = {}
 
     def locate(self, picture: Image.Image, expression: str) -> Box | None:
         """The box in pixels of the picture, or None where the base does not name a proper one."""
-        self.prefetch([(picture, expression)])
-        return self._boxes[picture_key(picture), expression]
+        return self.locate_all([(picture, expression)])[0]
 
-    def prefetch(self, pairs: Iterable[tuple[Image.Image, str]]) -> None:
-        """Ask for many boxes in one batch; `locate` then answers from memory."""
-        missing = {}
-        for picture, expression in pairs:
-            key = (picture_key(picture), expression)
-            if key not in self._boxes:
-                missing[key] = picture
-        conversations = [
-            (picture, [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": self._ask(words)}]}])
-            for (_, words), picture in missing.items()
-        ]
-        if not conversations:
-            return
-        with contextlib.nullcontext() if self.trained else self.policy.base():
-            answers = self.policy.generate(conversations, max_new_tokens=ANSWER_TOKENS)
-        for (key, picture), answer in zip(missing.items(), answers):
-            self._boxes[key] = self._read(answer, picture)
-
-    def _ask(self, expression: str) -> str:
-        return self.prompt.format(expression=expression)
-
-    def _read(self, answer: str, picture: Image.Image) -> Box | None:
-        numbers = read_box(answer)
-        return clamp(self.policy.to_picture(numbers, picture), picture) if numbers else None
+    def locate_all(self, pairs: Sequence[tuple[Image.Image, str]]) -> list[Box | None]:
+        """The boxes of many expressions, those that are not known yet in one batch."""
+        keys = [(picture_key(picture), expression) for picture, expression in pairs]
+        missing = {key: picture for key, (picture, _) in zip(keys, pairs) if key not in self._boxes}
+        if missing:
+            asked = [(picture, conversation(self.prompt, expression=key[1])) for key, picture in missing.items()]
+            with contextlib.nullcontext() if self.trained else self.policy.base():
+                answers = self.policy.generate(asked, max_new_tokens=ANSWER_TOKENS)
+            for (key, picture), answer in zip(missing.items(), answers):
+                numbers = read_box(answer)
+                self._boxes[key] = clamp(self.policy.to_picture(numbers, picture), picture) if numbers else None
+        return [self._boxes[key] for key in keys]
 
 
 def read_box(answer: str) -> tuple[int, int, int, int] | None:
@@ -96,7 +85,16 @@ def pad(box: Box, share: float, picture: Image.Image) -> Box:
     return clamp((round(box[0] - dx), round(box[1] - dy), round(box[2] + dx), round(box[3] + dy)), picture) or box
 
 
-class OracleGrounder:
+def iou(a: Box | None, b: Box) -> float:
+    """Intersection over union of two boxes; 0 where there is none."""
+    if a is None:
+        return 0.0
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    inter = max(0, width) * max(0, height)
+    return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
+
+
+class OracleGrounder(Grounder):
     """The gold box of each picture, whatever is described. `boxes` is keyed by `picture_key`."""
 
     def __init__(self, boxes: Mapping[str, Box]):
@@ -106,14 +104,14 @@ class OracleGrounder:
         return self.boxes.get(picture_key(picture))
 
 
-class WholeGrounder:
+class WholeGrounder(Grounder):
     """Never a box: every picture search takes the whole picture."""
 
     def locate(self, picture: Image.Image, expression: str) -> Box | None:
         return None
 
 
-class RandomGrounder:
+class RandomGrounder(Grounder):
     """A box of a flag's usual size anywhere in the picture, drawn from the picture and the expression."""
 
     def __init__(self, seed: int):
@@ -126,7 +124,7 @@ class RandomGrounder:
         return (x, y, x + width, y + height)
 
 
-class PerturbedGrounder:
+class PerturbedGrounder(Grounder):
     """Another grounder's box, padded and shaken: for the sweeps of the crop ablation.
 
     `padding` is a share of width and height added on each side; `noise` is the standard deviation of each edge's shift,

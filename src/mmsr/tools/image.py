@@ -8,12 +8,16 @@ are in the index too, as pictures that are like an answer and are none.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from PIL import Image
 
 from mmsr.tools.base import Hit
 from mmsr.tools.picture import flat
-from mmsr.world.snapshot import World
+
+if TYPE_CHECKING:
+    from mmsr.world.snapshot import World
 
 THUMBNAIL = (24, 16)
 TRIM = 0.06  # share of each side that is cut: the corners of a tilted crop show its surroundings

@@ -6,12 +6,15 @@ LocalTextSearch(world).search("Kenya capital", k=5)[0].id == "ke/capital"
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import bm25s
 import numpy as np
 
 from mmsr.tools.base import Hit
-from mmsr.world.snapshot import Page, World
+
+if TYPE_CHECKING:
+    from mmsr.world.snapshot import Page, World
 
 STOPWORDS = frozenset(
     "a an and are as at be by for from has in is it its of on or that the this to was what which".split()

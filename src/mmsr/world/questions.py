@@ -1,6 +1,6 @@
 """Typed questions over scenes, with gold answer, aliases, gold pages and gold box.
 
-    questions = make_questions(load_world(), "train", 100, seed=0)
+    questions = make_questions("train", 100, seed=0)
     questions[0].text      # 'Look at the flag on the left. What is the capital of its country?'
     questions[0].answer    # 'Nairobi'
 
@@ -23,61 +23,21 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from mmsr.world.relations import EDGES, RELATIONS, Relation, aliases
-from mmsr.world.scenes import SIDE, Box, Scene, draw_scene
-from mmsr.world.snapshot import Country, World
+from PIL import Image
+
+from mmsr.protocol import Box
+from mmsr.world.relations import ASKED, EDGES, RELATIONS, Relation, aliases
+from mmsr.world.scenes import SIDE, Scene, draw_scene
+from mmsr.world.snapshot import Country, World, load_world
 
 TYPES = ("visual", "fact", "one_hop", "two_hop", "hard")
 SHARES = {"visual": 0.2, "fact": 0.15, "one_hop": 0.3, "two_hop": 0.15, "hard": 0.2}
 
-# The last wording of each list is held out: it occurs only in test questions.
 # Ways to point at a flag that the tiny base can follow. By frame colour alone it finds flags at chance, by size three
 # times in five (assets/tiny/README.md), so questions do not ask for that; `Scene.references` can.
 POINTING = ("position", "relative")
-ABOUT_FLAG = (
-    "What is the {noun} of the country of {ref}?",
-    "Look at {ref}. What is the {noun} of its country?",
-    "Tell me the {noun} of the country that flies {ref}.",
-    "Which {noun} belongs to the country of {ref}?",
-    "Give the {noun} of the country of {ref}.",
-    "State the {noun} of the country that flies {ref}.",
-    "Name the {noun} of the country of {ref}.",
-)
-ABOUT_COUNTRY = (
-    "What is the {noun} of {country}?",
-    "Tell me the {noun} of {country}.",
-    "Which {noun} belongs to {country}?",
-    "Give the {noun} of {country}.",
-    "State the {noun} of {country}.",
-    "Name the {noun} of {country}.",
-)
-ABOUT_EDGE = (
-    "What is the {noun} of {edge}?",
-    "Tell me the {noun} of {edge}.",
-    "Give the {noun} of {edge}.",
-    "State the {noun} of {edge}.",
-    "Name the {noun} of {edge}.",
-)
-COUNT = (
-    "How many flags are there?",
-    "Count the flags in the picture.",
-    "Give the number of flags in the picture.",
-    "What is the number of flags here?",
-)
-FRAME = (
-    "What colour is the frame of {ref}?",
-    "Tell me the frame colour of {ref}.",
-    "Look at {ref}. What colour is its frame?",
-    "Which colour has the frame of {ref}?",
-    "Look at {ref}. Which colour has its frame?",
-)
-SIDE_OF = (
-    "Is {ref} in the left or the right half of the picture?",
-    "Left or right half: where is {ref}?",
-    "Look at {ref}. Is it in the left or the right half?",
-    "In the left or the right half of the picture: where do you see {ref}?",
-    "In which half of the picture, left or right, do you see {ref}?",
-)
+WORDINGS = {name: tuple(wordings) for name, wordings in ASKED["wordings"].items()}
+ABOUT_FLAG, ABOUT_COUNTRY, ABOUT_EDGE, COUNT, FRAME, SIDE_OF = WORDINGS.values()
 
 
 @dataclass(frozen=True)
@@ -104,9 +64,13 @@ class Question:
     scene_seed: int
     half: str
 
-    def scene(self, world: World) -> Scene:
+    def scene(self) -> Scene:
         """The picture with its flags, redrawn from the seed."""
-        return _cached_scene(world, self.isos, self.scene_seed)
+        return _cached_scene(self.isos, self.scene_seed)
+
+    def draw(self) -> Image.Image:
+        """The picture alone."""
+        return self.scene().picture
 
     @property
     def golds(self) -> tuple[str, ...]:
@@ -124,16 +88,16 @@ class Question:
 
 
 @functools.lru_cache(maxsize=4096)
-def _cached_scene(world: World, isos: tuple[str, ...], seed: int) -> Scene:
-    return draw_scene(world, isos, seed)
+def _cached_scene(isos: tuple[str, ...], seed: int) -> Scene:
+    return draw_scene(load_world(), isos, seed)
 
 
-def make_questions(world: World, split: str, n: int, seed: int) -> list[Question]:
+def make_questions(split: str, n: int, seed: int) -> list[Question]:
     """`n` different questions of one split ("train", "val", "test"), in an order that follows from the seed."""
     if split not in {"train", "val", "test"}:
         raise ValueError(f"split is {split!r}: use train, val or test")
+    world, draw = load_world(), 0
     questions: dict[tuple, Question] = {}
-    draw = 0
     while len(questions) < n:
         rng = random.Random(f"{seed}/{split}/{draw}")
         half = "seen" if split != "test" else ("unseen_entity", "unseen_question")[draw % 2]
@@ -162,7 +126,7 @@ def _draw_question(world: World, split: str, half: str, rng: random.Random, id_:
     isos = [country.iso, *rest]
     rng.shuffle(isos)
     target, scene_seed = isos.index(country.iso), rng.randrange(2**31)
-    scene = _cached_scene(world, tuple(isos), scene_seed)
+    scene = _cached_scene(tuple(isos), scene_seed)
     by_kind = {kind: scene.references(target, [kind]) for kind in POINTING}
     kinds = [k for k, words in by_kind.items() if words]
     if not kinds:

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFilter
 
+from mmsr.protocol import Box
 from mmsr.world.snapshot import World
-
-Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of the scene, x2 and y2 exclusive
 
 SIDE = 384
 MAX_TILT = 12.0

@@ -12,27 +12,28 @@ import pytest
 from small_policy import tiny
 
 from mmsr.ablation import oracle
-from mmsr.dataset import (
+from mmsr.answers import exact_match
+from mmsr.data import (
+    Built,
     Example,
-    ask_base,
     balance,
+    build,
     checks,
     load_examples,
     save_examples,
     to_messages,
 )
 from mmsr.env import Trajectory, TurnRecord
-from mmsr.funnel import Built, build
-from mmsr.lab import local_tools
-from mmsr.players import scripted
+from mmsr.lab import open_tools
 from mmsr.presets import get_preset
 from mmsr.protocol import UNABLE, Answer, parse_turn
-from mmsr.stats import exact_match
+from mmsr.rollout import answer_directly
+from mmsr.task import Task
+from mmsr.teacher import scripted
 from mmsr.world.questions import make_questions
-from mmsr.world.snapshot import load_world
 
-WORLD, PRESET = load_world(), get_preset("smoke")
-QUESTIONS = make_questions(WORLD, "train", 60, seed=31)
+PRESET = get_preset("smoke", {"data_examples": 24})
+QUESTIONS = make_questions("train", 60, seed=31)
 OK, BAD = TurnRecord("", "text_search"), TurnRecord("", "none", error="broken")
 END = TurnRecord("", "answer", "Lima")
 
@@ -40,9 +41,9 @@ END = TurnRecord("", "answer", "Lima")
 @functools.cache
 def made() -> Built:
     """A small data set, its boxes given, so that the teacher alone decides."""
-    tools = replace(local_tools(PRESET, tiny(), WORLD), grounder=oracle(QUESTIONS, WORLD))
+    tools = replace(open_tools(PRESET, tiny()), grounder=oracle(QUESTIONS))
     with tempfile.TemporaryDirectory() as folder:
-        return build(QUESTIONS, WORLD, scripted(WORLD, tools), tools, tiny(), PRESET, 0, Path(folder), size=24)
+        return build(QUESTIONS, scripted(tools), tools, tiny(), PRESET, 0, Path(folder))
 
 
 def built() -> tuple[list[Example], dict[str, int]]:
@@ -77,7 +78,7 @@ def test_the_funnel_only_narrows() -> None:
 
 def test_labels_follow_the_knowledge_boundary() -> None:
     examples, _ = built()
-    answers = ask_base(tiny(), [e.question for e in examples], WORLD, PRESET.prompts, batch=5)
+    answers = answer_directly(tiny(), [Task.of(e.question) for e in examples], PRESET.prompts, 5)
     for example, answer in zip(examples, answers):
         assert example.label == ("search_free" if exact_match(answer, example.question.golds) else "search_required")
         assert example.question.type != "visual" or example.label == "search_free"
@@ -98,7 +99,7 @@ def test_conversations_are_whole_and_end_in_the_right_answer() -> None:
 
 def test_a_conversation_is_what_the_policy_would_have_had() -> None:
     turns = [TurnRecord("a", "text_search", observation="b"), TurnRecord("c", "answer", "d")]
-    messages = to_messages(QUESTIONS[0], Trajectory("t", turns), WORLD, PRESET.prompts)
+    messages = to_messages(QUESTIONS[0], Trajectory("t", turns), PRESET.prompts)
     assert messages[1:] == [
         {"role": "assistant", "content": "a"},
         {"role": "tool", "content": "b"},
@@ -148,11 +149,11 @@ def test_the_built_set_is_balanced() -> None:
 def test_saved_examples_come_back(tmp_path: Path) -> None:
     examples, funnel = built()
     card = made().card()
-    save_examples(examples, tmp_path, WORLD, card)
+    save_examples(examples, tmp_path, card)
     loaded, pictures = load_examples(tmp_path)
     assert [(e.question, e.label, e.messages) for e in loaded] == [(e.question, e.label, e.messages) for e in examples]
     for example, picture in zip(examples, pictures):
-        assert picture.mode == "RGB" and picture.tobytes() == example.question.scene(WORLD).picture.tobytes()
+        assert picture.mode == "RGB" and picture.tobytes() == example.question.scene().picture.tobytes()
     assert {p.name for p in tmp_path.iterdir()} == {"card.json", "data.jsonl", "pictures"}
     assert (
         sum(card["labels"].values()) == sum(card["types"].values()) == sum(card["searches"].values()) == len(examples)
@@ -162,14 +163,14 @@ def test_saved_examples_come_back(tmp_path: Path) -> None:
 
 def test_a_half_written_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     examples, _ = built()
-    monkeypatch.setattr("mmsr.dataset.json.dumps", fail_at(len(examples) // 2))
+    monkeypatch.setattr("mmsr.data.json.dumps", fail_at(len(examples) // 2))
     with pytest.raises(KeyboardInterrupt):
-        save_examples(examples, tmp_path, WORLD, {})
+        save_examples(examples, tmp_path, {})
     monkeypatch.undo()
     assert list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError, match="run notebook 01 first"):
         load_examples(tmp_path)
-    save_examples(examples, tmp_path, WORLD, {})
+    save_examples(examples, tmp_path, {})
     assert len(load_examples(tmp_path)[0]) == len(examples)
 
 

@@ -7,7 +7,7 @@ import re
 
 from PIL import Image
 
-from mmsr.dataset import Example
+from mmsr.data import Example
 from mmsr.protocol import parse_turn
 from mmsr.sft import aliased, as_rows
 from mmsr.world.questions import make_questions
@@ -55,7 +55,7 @@ def test_a_name_within_a_word_is_left_alone():
 
 def test_only_rows_with_searches_are_renamed_and_only_where_asked_for():
     messages, first, _ = conversation()
-    [question] = make_questions(load_world(), "train", 1, seed=0)
+    [question] = make_questions("train", 1, seed=0)
     pictures = [Image.new("RGB", (8, 8))] * 2
     examples = [Example(question, label, messages) for label in ("search_free", "search_required")]
 

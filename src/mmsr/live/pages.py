@@ -1,29 +1,29 @@
 """Reading the pages that search results name, as carefully as strangers' addresses deserve.
 
-    PageReader(outside).read("https://en.wikipedia.org/wiki/Kenya")     # -> the main text, without menus and markup
+    PageReader(door).read("https://en.wikipedia.org/wiki/Kenya")     # -> the main text, without menus and markup
 
-The address is resolved, checked and connected to in one step and must be on the public internet; redirects are not
-followed; at most 2 MB are read, uncompressed; only HTML and plain text count as pages. What is recorded is the
-extracted text, so that a replay does not depend on the version of the extractor (trafilatura).
+The address must be on the public internet (see `wire`); redirects are not followed; at most 2 MB of HTML or plain text
+are read. The extracted text is recorded, so that a replay does not depend on the extractor's version (trafilatura).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import httpx
 import trafilatura
 
-from mmsr.live.fetch import Client, Reply, Service
+from mmsr.live.door import Door, Service
 from mmsr.live.limits import BadAnswer, Limits, Refused
-from mmsr.live.replay import Call, Outside
-from mmsr.tools.base import FatalToolError, Hit, ToolError, keys_used, log_keys
+from mmsr.live.record import Call
+from mmsr.tools.base import FatalToolError, Hit, ToolError, in_parallel, keys_used, log_keys
 
 VERSION = 1
-OWN_RATE = 100.0  # pages a second of one's own server
+OWN_RATE = 100.0  # calls a second to a server of one's own
 MAX_CHARS = 8000  # of one page; a summariser reads five of them
 # The rate is by host: nobody's server is asked more often than this.
 PAGE = Service("page", "", rate=4.0, limits=Limits(total=20.0, attempt=10.0, tries=2, max_bytes=2_000_000), web=True)
@@ -37,38 +37,30 @@ class PageReader:
     `own` is the address of a search server of one's own: its pages are read wherever it lies, as fast as it gives them.
     """
 
-    def __init__(self, outside: Outside, service: Service = PAGE, own: str = "") -> None:
-        self.outside, self.service, self.own = outside, service, own.rstrip("/")
+    def __init__(self, door: Door, service: Service = PAGE, own: str = "") -> None:
+        self.door, self.service, self.own = door, service, own.rstrip("/")
 
     def read(self, url: str) -> str:
-        """The main text of a page, at most MAX_CHARS characters.
-
-        Raises Refused for an address that is not the web's, BadAnswer for what is no page, and the errors of `limits`.
-        """
+        """Its main text, at most MAX_CHARS characters. Raises Refused for what is no address of the web, and more."""
         if not url.startswith(("http://", "https://")):
             raise Refused(f"{url[:80]} is no address of a web page: only http and https are read.")
-        return self.outside.answer(Call("page", VERSION, "GET", {"url": url}), lambda: self._fetch(url))
-
-    def _fetch(self, url: str) -> str:
-        service = replace(self.service, base_url=url)
-        if self.own and url.startswith(self.own + "/"):
-            service = replace(service, near=True, rate=OWN_RATE)
-        return extract(Client(service, self.outside.budget).send("GET", ""))
+        own = self.own and url.startswith(self.own + "/")
+        service = replace(self.service, near=True, rate=OWN_RATE) if own else self.service
+        call = Call("page", VERSION, "GET", {"url": url})
+        return self.door.answer(call, lambda: main_text(self.door.open(service).get(url)))
 
 
-def extract(reply: Reply) -> str:
+def main_text(reply: httpx.Response) -> str:
     """The main text of a fetched page. Raises BadAnswer where it is neither HTML nor text, or has none."""
     header = reply.headers.get("content-type", "text/html").lower()
     kind = header.partition(";")[0].strip()
-    if kind == "text/plain":
-        text: str | None = decode(reply.body, header)
-    elif kind in ("text/html", "application/xhtml+xml"):
-        text = trafilatura.extract(decode(reply.body, header), include_comments=False)
-    else:
+    if kind not in ("text/plain", "text/html", "application/xhtml+xml"):
         raise BadAnswer(f"The page is {kind[:60]}, which is neither HTML nor text: its snippet has to do.")
-    if not text or not text.strip():
+    text = decode(reply.content, header)
+    found = text if kind == "text/plain" else trafilatura.extract(text, include_comments=False) or ""
+    if not found.strip():
         raise BadAnswer("The page has no main text: its snippet has to do.")
-    return text.strip()[:MAX_CHARS]
+    return found.strip()[:MAX_CHARS]
 
 
 def decode(body: bytes, header: str) -> str:
@@ -78,10 +70,8 @@ def decode(body: bytes, header: str) -> str:
     """
     names = re.findall(r"charset=[\"']?([\w-]+)", header + " " + body[:2048].decode("latin-1").lower())
     for name in [*names, "utf-8"]:
-        try:
+        with contextlib.suppress(LookupError, UnicodeError):
             return body.decode(name)
-        except (LookupError, UnicodeError):
-            continue
     return body.decode("cp1252", "replace")
 
 
@@ -98,10 +88,6 @@ def with_pages(hits: Sequence[Hit], reader: PageReader) -> list[Hit]:
                 logger.info("page of %s not read: %s", hit.id, error)
                 return hit, keys
 
-    if not hits:
-        return []
-    with ThreadPoolExecutor(len(hits)) as pool:
-        done = list(pool.map(read, hits))
-    for _, keys in done:  # in the order of the hits, so that a replayed trajectory logs the same
-        log_keys(keys)
+    done = in_parallel(read, hits, len(hits))
+    log_keys(key for _, keys in done for key in keys)  # in the hits' order: a replayed trajectory logs the same
     return [hit for hit, _ in done]

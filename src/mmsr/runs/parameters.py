@@ -1,0 +1,133 @@
+"""What `-p key=value` sets: a knob of a notebook, a size of the preset, or where something outside is.
+
+    given = {"kl": "0.01", "grpo_steps": "128", "search": "serper"}
+    assign([notebook], "tiny", given, Path("notebooks"))["03_grpo"]
+    # {"kl": 0.01, …, "sizes": {"grpo_steps": 128}, "outside": {"search": "serper"}}
+
+The notebooks' `parameters` cells, `Preset` and `Outside` say what there is and of which type, and in the metadata of
+their fields what is a path, what all notebooks of a run have alike, and what may change when a run goes on.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmsr.live.outside import Outside
+from mmsr.presets import Preset, get_preset, read_settings
+from mmsr.runs.notebooks import Notebook
+
+OURS = {"preset": "--preset", "seed": "--seed", "run_dir": "the run's name or folder"}  # what -p does not set
+SETTINGS = {"sizes": Preset, "outside": Outside}  # the dictionaries among the knobs, and whose fields they change
+
+
+def assign(
+    notebooks: Sequence[Notebook], preset: str, given: Mapping[str, Any], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Each notebook's values by its name: its defaults, but for what is given, as text or typed.
+
+    A path is given from where the command runs and becomes one from `folder`. Raises ValueError, in one sentence, for a
+    key that no notebook has, a value of another type and values that do not go together.
+    """
+    knobs = [notebook.knobs.__pydantic_fields__ for notebook in notebooks]
+    check_names(given, *knobs)
+    return {
+        notebook.name: _values(notebook, preset, sort(given, known), folder)
+        for notebook, known in zip(notebooks, knobs)
+    }
+
+
+def _values(notebook: Notebook, preset: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    values = read_settings(notebook.knobs, given, notebook.name).model_dump(exclude=set(OURS))
+    for name, typed in zip(SETTINGS, settings(preset, values)):
+        if name in values:  # some of a preset's prompts stay some
+            as_typed = {k: v if isinstance(v, Mapping) else getattr(typed, k) for k, v in values[name].items()}
+            values[name] = _reached(as_typed, SETTINGS[name], folder)
+    return values | _reached({key: values[key] for key in given if key not in SETTINGS}, notebook.knobs, folder)
+
+
+def _reached(values: Mapping[str, Any], kind: type, folder: Path) -> dict[str, Any]:
+    """Fields of a settings class, their paths from `folder`; what is absolute, an address or on the hub stays."""
+    paths = marked(kind, "path")
+    return {key: _path(value, kind, folder) if key in paths else value for key, value in values.items()}
+
+
+def _path(text: str, kind: type, folder: Path) -> str:
+    path = Path(text).expanduser()
+    if not text or "://" in text or Path(text).is_absolute() or (kind is Preset and not path.is_dir()):
+        return text
+    with contextlib.suppress(ValueError):  # of two drives of Windows
+        return Path(os.path.relpath(path, folder)).as_posix()
+    return str(path.absolute())
+
+
+# --- where a parameter belongs ----------------------------------------------------------------------------------------
+
+
+def home(key: str, knobs: Collection[str]) -> str:
+    """The knob that a parameter sets: itself, or the dictionary with a field of that name; "" where there is none."""
+    if key in knobs:
+        return key
+    return next((name for name, kind in SETTINGS.items() if name in knobs and key in kind.__pydantic_fields__), "")
+
+
+def check_names(given: Collection[str], *knobs: Collection[str]) -> None:
+    """Raises ValueError for a parameter that none of these sets of knobs has, or that is given in another way."""
+    for key in given:
+        if key in OURS:
+            raise ValueError(f"The parameter {key} is set by {OURS[key]}.")
+        if not any(home(key, known) for known in knobs):
+            every = {name for known in knobs for name in known}
+            there = [", ".join(sorted(every - {*OURS, *SETTINGS})) or "none"]
+            there += [f"in {n} {', '.join(SETTINGS[n].__pydantic_fields__)}" for n in SETTINGS if n in every]
+            raise ValueError(f"There is no parameter {key!r}: there are {'; '.join(there)}.")
+
+
+def sort(given: Mapping[str, Any], knobs: Collection[str]) -> dict[str, Any]:
+    """What is given, by the knob that it sets; what sets none is left out. ValueError for a dictionary that is none."""
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        name = home(key, knobs)
+        if name in SETTINGS:
+            values[name] = values.get(name, {}) | (_dictionary(key, value) if key == name else {key: value})
+        elif name:
+            values[name] = value
+    return values
+
+
+def _dictionary(key: str, value: Any) -> Mapping[str, Any]:
+    """A dictionary, also as the text of one in JSON or Python."""
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError):
+            value = read(value)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{key} takes a dictionary such as '{{\"a\": 1}}', not {value!r}.")
+    return value
+
+
+# --- what they make ---------------------------------------------------------------------------------------------------
+
+
+def settings(preset: str, values: Mapping[str, Any]) -> tuple[Preset, Outside]:
+    """What a notebook's dictionaries give, as `lab.settings` does, which loads torch. Raises ValueError as `assign`."""
+    return get_preset(preset, values.get("sizes")), read_settings(Outside, values.get("outside", {}), "outside")
+
+
+def flat(preset: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a notebook is run with, by name: the fields of its sizes and its outside, and its other knobs."""
+    size, outside = settings(preset, values)
+    knobs = {key: value for key, value in values.items() if key not in SETTINGS}
+    return dataclasses.asdict(size) | outside.model_dump() | knobs
+
+
+def marked(kind: type, mark: str) -> set[str]:
+    """The fields of a settings class whose metadata have this mark: "path", "alike", "loose"."""
+    if dataclasses.is_dataclass(kind):
+        return {field.name for field in dataclasses.fields(kind) if field.metadata.get(mark)}
+    return {name for name, field in kind.__pydantic_fields__.items() if (field.json_schema_extra or {}).get(mark)}

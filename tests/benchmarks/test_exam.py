@@ -1,0 +1,95 @@
+"""A benchmark is examined like our world: its questions in blocks, its own scores of the rows beside the others."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmsr.benchmarks.exam import open_benchmark, training_questions
+from mmsr.benchmarks.registry import BENCHMARKS, BenchmarkError
+from mmsr.env import Trajectory
+from mmsr.task import FileQuestion, Task
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "benchmarks"
+
+
+def test_the_questions_of_an_exam_carry_what_rows_and_intervals_need() -> None:
+    exam = open_benchmark("infoseek", FIXTURES / "infoseek", 0, seed=0, block=4)
+    item = BENCHMARKS["infoseek"].load(FIXTURES / "infoseek")[1]
+    assert exam.questions[1] == FileQuestion(
+        id="infoseek_val_00000001",
+        type="string",
+        text="Which city is this tower in?",
+        answer="Paris",
+        aliases=("City of Light",),
+        picture=str(item.picture),
+        taxonomy="infoseek",
+        entity="oven_04925692",
+        half="unseen_question",
+    )
+    assert len(exam) == 6 and exam.halves and not exam.gold
+    assert FileQuestion.from_dict(exam.questions[1].as_dict()) == exam.questions[1]
+
+
+def test_a_sample_follows_the_seed() -> None:
+    drawn = [open_benchmark("okvqa", str(FIXTURES / "okvqa"), 2, seed, 1).questions for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 2 and len({*drawn}) > 1
+
+
+def test_pictures_are_drawn_a_block_at_a_time() -> None:
+    blocks: list[int] = []
+
+    def workflow(tasks: list[Task]) -> list[Trajectory]:
+        assert all(task.picture.width > 1 and task.gold_pages == () and task.box is None for task in tasks)
+        blocks.append(len(tasks))
+        return [Trajectory(task.id, [], "", "answer") for task in tasks]
+
+    exam = open_benchmark("infoseek", FIXTURES / "infoseek", 0, 0, block=4)
+    assert [trajectory.task_id for trajectory in exam.play(workflow)] == [question.id for question in exam.questions]
+    assert blocks == [4, 2]
+
+
+def test_published_scores_are_named_by_the_benchmark() -> None:
+    exam = open_benchmark("okvqa", FIXTURES / "okvqa", 0, 0, 8)
+    benchmark, rows = BENCHMARKS["okvqa"], [{"answer": answer} for answer in ("chess", "two", "orange")]
+    items, answers = benchmark.load(FIXTURES / "okvqa"), [row["answer"] for row in rows]
+    plain = benchmark.score(items, answers)
+    assert exam.published(rows) == {f"okvqa/{name}": value for name, value in plain.items()}
+    assert exam.headline == "okvqa/vqa_accuracy" and exam.headline in exam.published(rows)
+    judged = exam.published([row | {"verdict": label} for row, label in zip(rows, ("correct", None, "incorrect"))])
+    assert judged["okvqa/judge_accuracy"].value == pytest.approx(1 / 3)
+    assert {*judged} - {*exam.published(rows)} == {"okvqa/judge_accuracy", "okvqa/judge_unreadable"}
+
+
+def test_a_picture_that_is_none_is_named_with_its_question(tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "okvqa", tmp_path / "okvqa")
+    exam = open_benchmark("okvqa", tmp_path / "okvqa", 0, 0, 8)
+    Path(exam.questions[2].picture).write_bytes(b"<html>not found</html>")
+    with pytest.raises(ValueError, match=rf"question {exam.questions[2].id}, .*COCO_val2014_0+22\.jpg"):
+        exam.play(lambda tasks: [])
+
+
+def test_training_questions_leave_the_taxonomy_to_a_labeller() -> None:
+    questions = training_questions("infoseek_train", FIXTURES / "infoseek", 0, seed=0)
+    assert [(q.type, q.taxonomy, q.entity, q.half) for q in questions] == [
+        ("numerical", "", "oven_05512345", "train"),
+        ("string", "", "oven_05512345", "train"),
+    ]
+    assert questions[1].golds == ("Rhône", "Rhone")
+
+
+@pytest.mark.parametrize(
+    "read", [lambda *given: open_benchmark(*given, 0, 8), lambda *given: training_questions(*given, 0)]
+)
+def test_what_there_is_not_is_refused_before_anything_is_read(read: Callable, tmp_path: Path) -> None:
+    for name, folder, sample, named in (
+        ("vqa", tmp_path, 0, "no benchmark 'vqa': choose one of infoseek"),
+        ("okvqa", "", 0, "data_dir must be the folder with the files of okvqa: '' is none"),
+        ("okvqa", tmp_path / "nowhere", 0, "data_dir must be the folder"),
+        ("okvqa", tmp_path, -1, "sample must be a number of questions, .* got -1"),
+    ):
+        with pytest.raises(BenchmarkError, match=named):
+            read(name, folder, sample)
