@@ -16,8 +16,8 @@ from matplotlib.patches import FancyBboxPatch
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "mmsr"
 INK, MUTED, PAPER, CORE, SATELLITE, LAB = "#1d2733", "#64707d", "#ffffff", "#dde2e7", "#f3e3d6", "#c4510c"
-WIDTH, ROW, GAP = 9.0, 0.46, 0.12  # inches
-LINES = 340.0  # lines of code to an inch of a room's width
+WIDTH, ROW, GAP = 9.0, 0.42, 0.1  # inches
+LINES = 620.0  # lines of code to an inch of a room's width
 LEAST = 0.95  # inches that a name takes
 
 
@@ -71,7 +71,7 @@ def draw() -> Figure:
         y += ROW + GAP
     modules = len(list(PACKAGE.rglob("*.py")))
     total = sum(size(room) for rooms in floors for room in rooms)
-    note = f"{total:,} lines in {modules} modules, {arrows()} imports, none of them upward  ·  grey: core, sand: satellites"
+    note = f"{total:,} lines in {modules} modules, {arrows()} imports, none upward  ·  grey: core, sand: satellites"
     ax.text(0.3, height - 0.2, note, size=8, color=MUTED, va="center")
     return figure
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from small_funnel import PRESET, Made, make, questions, tools
 
-from mmsr import data, journal
+from mmsr import data, files
 from mmsr.env import SearchEnv
 from mmsr.protocol import Answer, TextSearch, Turn, render_turn
 from mmsr.task import FileQuestion
@@ -69,7 +69,7 @@ def test_the_funnel_narrows_and_labels(whole: Made) -> None:
         (data, "answer_directly", 3),
         (data, "balance", 1),
         (data, "_save_picture", 5),
-        (journal.Journal, "_append", 20),
+        (files.Journal, "_append", 20),
     ],
 )
 def test_a_killed_funnel_goes_on_to_the_same_result(
@@ -154,13 +154,17 @@ def test_two_questions_of_one_id_are_refused(tmp_path: Path) -> None:
 # --- questions from elsewhere -----------------------------------------------------------------------------------------
 
 
+def asked(id_: str, text: str, answer: str, picture: Path) -> FileQuestion:
+    return FileQuestion(id=id_, type="string", text=text, answer=answer, picture=str(picture))
+
+
 def public(folder: Path, count: int) -> list[FileQuestion]:
     """Questions about picture files."""
     found = []
     for number in range(count):
         path = folder / f"{number}.jpg"
         Image.new("RGB", (64, 48), (number * 7 % 256, 40, 90)).save(path)
-        found.append(FileQuestion(f"set/{number}", "string", f"What is {number}?", f"n{number}", (), str(path)))
+        found.append(asked(f"set/{number}", f"What is {number}?", f"n{number}", path))
     return found
 
 

@@ -13,12 +13,13 @@ from small_policy import tiny
 from mmsr.env import Tools
 from mmsr.lab import Lab, open_tools, settings
 from mmsr.live.outside import connect
+from mmsr.live.roles import Shortened
 from mmsr.live.serve import running
 from mmsr.presets import get_preset
 from mmsr.tools.base import Hit
 from mmsr.tools.ground import BaseGrounder
 from mmsr.tools.image import LocalImageSearch
-from mmsr.tools.summary import ExtractiveSummariser, Shortened
+from mmsr.tools.summary import ExtractiveSummariser
 from mmsr.tools.text import LocalTextSearch
 from mmsr.world.snapshot import load_world
 

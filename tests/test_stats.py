@@ -147,7 +147,3 @@ def test_harmonic_mean_of_known_groups() -> None:
     assert stats.harmonic_interval([1, 1], [0, 0], pairs[:2], pairs[:2], seed=0) == Interval(0.0, None, None, 4)
     with pytest.raises(ValueError, match="nothing to average"):
         stats.harmonic_interval([], [1.0], [], ["x"], seed=0)
-
-
-def test_interval_goes_to_json() -> None:
-    assert Interval(1.0).as_dict() == {"value": 1.0, "low": None, "high": None, "n": None}

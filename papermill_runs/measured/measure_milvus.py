@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -31,9 +31,8 @@ import numpy as np
 import psutil
 
 from mmsr.files import write_json
-from mmsr.live.milvus import FLAT, Collection, Frequencies, MilvusTextSearch, dimension, index_pages, index_pictures
-from mmsr.tools.base import Hit, ToolError
-from mmsr.tools.text import words
+from mmsr.live.milvus import FLAT, Collection, client, index_pages, page_weights, word_counts
+from mmsr.tools.base import ToolError
 from mmsr.world.snapshot import Page
 
 WORDS, VOCABULARY, SKEW = 60, 200_000, 1.0  # words of a page, words there are, exponent of their frequencies
@@ -46,7 +45,6 @@ INDEXES = {
     "HNSW": {"index_type": "HNSW", "metric_type": "IP", "params": {"M": 32, "efConstruction": 200}},
     "IVF_SQ8": {"index_type": "IVF_SQ8", "metric_type": "IP", "params": {"nlist": 1024}},
 }
-Search = Callable[[Any, int], list[Hit]]
 
 
 @dataclass(frozen=True)
@@ -72,19 +70,20 @@ class Pages:
         rng = np.random.default_rng(2)
         return [" ".join(rng.choice(page.text.split(), QUERY_WORDS)) for _, page in zip(range(number), self)]
 
+    def collection(self, uri: str) -> Collection:
+        """Where they are put."""
+        return Collection(uri, f"measured_pages_{self.number}")
+
     def index(self, collection: Collection, index: str) -> None:
         """Pages have one index."""
         index_pages(collection, self)
 
-    def search(self, collection: Collection) -> Search:
-        return MilvusTextSearch(collection).search
-
     def scores(self, queries: Sequence[str]) -> Iterator[np.ndarray]:
         """BM25 of every page for every query, computed without Milvus from the same weights: (BLOCK, queries)."""
-        weigh, asked = Frequencies(self).weigh, defaultdict(list)
+        weigh, asked = page_weights(self), defaultdict(list)
         for q, query in enumerate(queries):
-            for word, times in Counter(words(query)).items():
-                asked[dimension(word)].append((q, times))
+            for place, times in word_counts(query).items():
+                asked[place].append((q, times))
         for block in self.blocks():
             scores = np.zeros((len(block), len(queries)))
             for row, page in zip(scores, block):
@@ -120,12 +119,13 @@ class Vectors:
         drawn = centres[rng.integers(0, CENTRES, number)] + SPREAD * rng.standard_normal((number, DIM), np.float32)
         return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
+    def collection(self, uri: str) -> Collection:
+        """Where they are put."""
+        return Collection(uri, f"measured_vectors_{self.number}", DIM, np.asarray)
+
     def index(self, collection: Collection, index: str) -> None:
         """By one of INDEXES."""
-        index_pictures(collection, self, DIM, INDEXES[index])
-
-    def search(self, collection: Collection) -> Search:
-        return collection.load().search
+        collection.fill(((name, title, "", vector) for name, title, vector in self), INDEXES[index])
 
     def scores(self, queries: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """Cosine of every vector and every query: (BLOCK, queries)."""
@@ -177,7 +177,7 @@ def measure(uri: str, rows: Pages | Vectors, index: str, queries: int) -> dict[s
     it: latency, CPU, recall; gigabytes on disk, and of memory at its peak, once indexed and in the end.
     """
     meter, asked = Meter(), rows.queries(queries)
-    collection = Collection(uri, f"measured_{type(rows).__name__.lower()}_{rows.number}")
+    collection = rows.collection(uri)
     cost: dict[str, float] = {"number": rows.number}
     meter.lap()
     for _ in rows:
@@ -191,7 +191,7 @@ def measure(uri: str, rows: Pages | Vectors, index: str, queries: int) -> dict[s
         cost["disk_gb"] = sum(path.stat().st_size for path in files) / 1e9
     right, seconds, recalls = exact(rows.scores(asked), K), [], []
     meter.lap()
-    search = rows.search(collection)
+    search = collection.load().search
     search(asked[0], K)
     cost["first_answer_s"], _ = meter.lap()
     for query, names in zip(asked, right):
@@ -203,7 +203,8 @@ def measure(uri: str, rows: Pages | Vectors, index: str, queries: int) -> dict[s
     cost["queries"] = len(asked)
     cost["p50_ms"], cost["p95_ms"] = (1000 * np.percentile(seconds, [50, 95])).tolist()
     cost |= {"cpu_ms": 1000 * cpu / len(asked), f"recall_at_{K}": float(np.mean(recalls)), "peak_gb": meter.peak_gb}
-    collection.drop()
+    with client(uri) as milvus:
+        milvus.drop_collection(collection.name)
     return cost
 
 

@@ -3,8 +3,8 @@
     mmsr run 01 02 --preset tiny --name mine -p sft_lr=1e-3
     mmsr --help                                                 # all commands; mmsr run --help for one of them
 
-With argparse: an option of many values, as in `mmsr contrast RUN … --to RUN …`, is more than typer knows. A command
-imports what it needs when it runs.
+The commands and their options stand in `assets/runs/commands.toml`, for argparse: an option of many values, as in `mmsr
+contrast RUN … --to RUN …`, is more than typer knows. A command imports what it needs when it runs.
 
 Exit status: 0, 1 for what failed, differs or does not fit, 2 for what cannot be met, 130 for an interruption.
 """
@@ -15,12 +15,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmsr.runs import RunFailed, UsageError, refusing
 
+COMMANDS = Path(__file__).parent / "assets" / "runs" / "commands.toml"
+TYPES = {"path": Path, "int": int, "float": float}
 Options = argparse.Namespace
 
 
@@ -43,62 +46,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options; `command` is what runs one, `action` its name."""
-    last = __doc__.splitlines()[-1]
-    top = argparse.ArgumentParser("mmsr", description="Multimodal search agents, end to end.", epilog=last)
-    commands = top.add_subparsers(required=True, metavar="command")
-    changes, experiment = argparse.ArgumentParser(add_help=False), argparse.ArgumentParser(add_help=False)
-    text = "a knob of the notebooks, a size of the preset, or where something outside is"
-    changes.add_argument("-p", dest="parameters", action="append", default=[], metavar="key=value", help=text)
-    text = "smoke, tiny, qwen_smoke, qwen3b or qwen7b (default: %(default)s)"
-    experiment.add_argument("--preset", default="tiny", help=text)
-    experiment.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-
-    def add(name: str, does: Callable[[Options], int | None], text: str, *parents: Any, to: Any = commands) -> Any:
-        command = to.add_parser(name, help=text, parents=parents)
-        command.set_defaults(command=does, action=name)
-        return command.add_argument
-
-    option = add("run", _run, "run notebooks in order into papermill_runs/NAME", experiment, changes)
-    option("notebooks", nargs="*", metavar="notebook", help="01 … 05, or full names; all by default")
-    option("--name", help="of the run's folder (default: the preset's)")
-    option("--fresh", action="store_true", help="delete what a run of this name has done, and begin again")
-    option = add("table", _table, "print the results of a run, or the mean and range of several")
-    option("runs", type=Path, nargs="+", metavar="run")
-    option = add("contrast", _contrast, "print what differs between runs, question by question")
-    option("runs", type=Path, nargs="+", metavar="run", help="with the change")
-    option("--to", type=Path, nargs="+", required=True, metavar="RUN", help="without it, pair by pair")
-    option = add("compare", _compare, "print the metrics in which two runs differ; exit 1 if there are any")
-    option("runs", type=Path, nargs=2, metavar="run")
-    option("--costs", action="store_true", help="compare time and memory too")
-    for name, number in (("sft", "02"), ("grpo", "03")):
-        text = f"what notebook {number} trains, on the processes accelerate launches"
-        option = add(name, _train, text, experiment, changes)
-        option("--run", type=Path, required=True, metavar="RUN", help="the folder that notebook 01 filled")
-    option = add("ask", _ask, "ask the trained agent about a picture, and see each of its turns", changes)
-    option("picture", type=Path)
-    option("question")
-    option("--preset", default="", help="default: the run's, else tiny")
-    option("--run", type=Path, metavar="RUN", help="the run whose agent is asked (default: the shipped one)")
-    option("--adapter", type=Path, metavar="DIR", help="or an agent's LoRA weights")
-    option("--html", type=Path, metavar="FILE", help="write the episode as a page, with the crop drawn in")
-    option = add("fit", _fit, "whether SFT and GRPO of a preset fit a GPU, and with which settings")
-    option("--preset", required=True, help="qwen3b or qwen7b")
-    option("--gpu-gb", type=float, required=True, metavar="N", help="memory of the GPU")
-    option("--json", action="store_true", help="print it as JSON, sizes in bytes")
-    option = add("bench", _bench, "measure SFT and GRPO steps on random weights, and print JSON")
-    option("--model", choices=("tiny", "qwen3b", "qwen7b"), default="tiny", help="default: %(default)s")
-    option("--steps", type=int, default=3, metavar="N", help="after one to warm up (default: %(default)s)")
-    option("--out", type=Path, metavar="FILE", help="write the JSON there instead")
-    replay = commands.add_parser("replay", help="recorded calls of live tools: export, import, stats")
-    actions = replay.add_subparsers(required=True, metavar="action")
-    add("stats", _replay, "calls, errors and size by back end", to=actions)("record", type=Path)
-    for name, text in (("export", "write a record as JSON lines"), ("import", "add JSON lines to a record")):
-        option = add(name, _replay, text, to=actions)
-        option("record", type=Path)
-        option("jsonl", type=Path)
-    option = add("serve", _serve, "serve the offline world as a web engine on this machine")
-    option("--port", type=int, default=8765, help="0 takes a free one (default: %(default)s)")
+    about = "Multimodal search agents, end to end."
+    top = argparse.ArgumentParser("mmsr", description=about, epilog=__doc__.splitlines()[-1])
+    commands = tomllib.loads(COMMANDS.read_text(encoding="utf-8"))
+    _add(top, "command", commands, commands.pop("shared"))
     return top
+
+
+def _add(to: argparse.ArgumentParser, kind: str, commands: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+    """Give a parser its commands, or a command its actions."""
+    parsers = to.add_subparsers(required=True, metavar=kind)
+    for name, told in commands.items():
+        command = parsers.add_parser(name, help=told["help"])
+        command.set_defaults(command=DOES[name], action=name)
+        options = {flag: shared[flag] for flag in told.get("shared", ())} | told.get("options", {})
+        for flag, given in options.items():
+            command.add_argument(flag, **given | {"type": TYPES[given["type"]]} if "type" in given else given)
+        if "actions" in told:
+            _add(command, "action", told["actions"], shared)
 
 
 def repository() -> Path:
@@ -134,15 +99,15 @@ def _run(options: Options) -> None:
 
 
 def _table(options: Options) -> None:
-    from mmsr.results import table
+    from mmsr.runs.compare import table
 
     print(_read(table, *options.runs))
 
 
-def _read(make: Callable[..., Any], *runs: Any, **settings: Any) -> Any:
+def _read(make: Callable[..., Any], *runs: Any) -> Any:
     """What is made of runs; UsageError where their files cannot be read or paired."""
     with refusing(OSError, ValueError):
-        return make(*runs, **settings)
+        return make(*runs)
 
 
 def _contrast(options: Options) -> None:
@@ -152,9 +117,9 @@ def _contrast(options: Options) -> None:
 
 
 def _compare(options: Options) -> int:
-    from mmsr.results import compare
+    from mmsr.runs.compare import compare
 
-    differences = _read(compare, *options.runs, costs=options.costs)
+    differences = _read(compare, *options.runs)
     print("\n".join(differences) or "The runs agree.")
     return 1 if differences else 0
 
@@ -188,7 +153,7 @@ def _fit(options: Options) -> int:
     return 0 if found["sft"]["fits"] or found["grpo"]["fits"] else 1
 
 
-def _bench(options: Options) -> int:
+def _bench(options: Options) -> None:
     if options.steps < 1:
         raise UsageError(f"--steps takes a number from 1 on, not {options.steps}.")
     if options.out and not options.out.absolute().parent.is_dir():
@@ -199,12 +164,10 @@ def _bench(options: Options) -> int:
     try:
         report = bench(options.model, options.steps)
     except BenchError as error:
-        print(f"mmsr: {error}", file=sys.stderr)
-        return 1
+        raise RunFailed(str(error)) from error
     if options.out:
         write_json(options.out, report)
     print(f"written to {options.out}" if options.out else json.dumps(report, indent=1, ensure_ascii=False))
-    return 0
 
 
 def _replay(options: Options) -> None:
@@ -236,6 +199,11 @@ def _serve(options: Options) -> None:
         raise UsageError(f"the port {options.port} cannot be used ({error}): choose another, or 0.") from error
     except KeyboardInterrupt:
         pass  # the way to end it
+
+
+DOES = {"run": _run, "table": _table, "contrast": _contrast, "compare": _compare, "sft": _train, "grpo": _train}
+DOES |= {"ask": _ask, "fit": _fit, "bench": _bench, "serve": _serve}
+DOES |= dict.fromkeys(("replay", "export", "import", "stats"), _replay)
 
 
 if __name__ == "__main__":

@@ -22,16 +22,16 @@ from mmsr.evaluate import Exam, agent, judge_rows
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.protocol import Box
+from mmsr.results import CROPS
 from mmsr.reward import Judge
 from mmsr.rollout import as_coordinates
 from mmsr.stats import Interval, cluster_mean, paired_difference
 from mmsr.task import Task
 from mmsr.tools.base import Grounder
-from mmsr.tools.ground import BaseGrounder, OracleGrounder, PerturbedGrounder, RandomGrounder, WholeGrounder, iou
+from mmsr.tools.ground import BaseGrounder, OracleGrounder, PerturbedGrounder, RandomGrounder, iou
 from mmsr.tools.picture import picture_key
 from mmsr.world.questions import Question
 
-CROPS = ("base", "oracle", "whole", "random", "coordinates")
 PADDINGS = (-0.2, -0.1, 0.0, 0.1, 0.25, 0.5)
 NOISES = (0.0, 0.05, 0.1, 0.2, 0.4)
 
@@ -54,7 +54,7 @@ def crop_rows(
     grounders: dict[str, Grounder] = {
         "base": tools.grounder,
         "oracle": oracle(questions),
-        "whole": WholeGrounder(),
+        "whole": OracleGrounder({}),
         "random": RandomGrounder(seed),
         "coordinates": aimed,
     }

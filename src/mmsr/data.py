@@ -11,11 +11,9 @@
     built.funnel            # what is left after each step, as the paper's 200k → 47k → 10k
     save_examples(built.examples, folder / "data", built.card())
 
-An example is a JSON row: question, messages (the conversation to learn), the label, the trajectory. Pictures lie beside
-the rows. Every finished piece of work (an episode, a verdict, an answer of the base, a label) is a row of a journal in
-the funnel's folder, under the question's id: a kill costs the pieces under way, and the next start does what is
-missing. Work that is done in batches is always done in the same batches, so that the result does not depend on
-interruptions. Pictures come and go in waves.
+Every finished piece of work (an episode, a verdict, an answer of the base, a label) is a row of a journal in the
+funnel's folder, under the question's id: a kill costs the pieces under way, and the next start does what is missing,
+in the same batches, so that the result does not depend on interruptions. Pictures come and go in waves.
 """
 
 from __future__ import annotations
@@ -37,8 +35,7 @@ from PIL import Image
 
 from mmsr.answers import exact_match
 from mmsr.env import MAX_TURNS, SearchEnv, Tools, Trajectory, TurnRecord, first_messages
-from mmsr.files import write_json
-from mmsr.journal import Journal, fill, total_usage
+from mmsr.files import Journal, fill, read_rows, total_usage, write_json, write_rows
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.protocol import UNABLE, Prompts, sanitise
@@ -72,7 +69,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Answered:
-    """A question with an answer to it, the teacher's or the base's, whether a search led there, and its label."""
+    """A question with the teacher's or the base's answer, whether a search led there, and its label."""
 
     question: Asked
     answer: str
@@ -129,7 +126,7 @@ def build(
         "judge": judge and dict(judge.settings),
         "sources": dict(tools.settings),
         "policy": preset.policy,
-        "weights": _weights(policy),
+        "weights": _hash(w.detach().flatten()[:64].tolist() for w in policy.model.parameters()),  # tells bases apart
         "prompts": _hash([asdict(preset.prompts), preset.observation_tokens]),
         "questions": _hash(_row(question) for question in questions),
     }
@@ -178,13 +175,13 @@ def begin(folder: Path, made_with: Mapping[str, Any]) -> None:
 
 def _asked_outside(folder: Path) -> bool:
     """Whether a kept row took a call of a model or a web engine."""
-    for step in STEPS:
-        with Journal(folder / f"{step}.jsonl") as kept:
-            for row in (kept[key] for key in kept):
-                turns = row.get("trajectory", {"turns": []})["turns"]
-                if row.get("usage") or any(turn["replay_keys"] for turn in turns):
-                    return True
-    return False
+
+    def paid(row: dict) -> bool:
+        return bool(row.get("usage")) or any(t["replay_keys"] for t in row.get("trajectory", {}).get("turns", []))
+
+    with ExitStack() as stack:
+        journals = [stack.enter_context(Journal(folder / f"{step}.jsonl")) for step in STEPS]
+        return any(paid(journal[key]) for journal in journals for key in journal)
 
 
 def _hash(values: Iterable[Any]) -> str:
@@ -192,14 +189,6 @@ def _hash(values: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for value in values:
         digest.update(json.dumps(value, sort_keys=True).encode() + b"\n")
-    return digest.hexdigest()[:16]
-
-
-def _weights(policy: Policy) -> str:
-    """A few numbers of every weight, hashed: tells two bases apart without reading gigabytes."""
-    digest = hashlib.sha256()
-    for weight in policy.model.parameters():
-        digest.update(weight.detach().flatten()[:64].float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -365,23 +354,18 @@ def to_messages(question: Asked, trajectory: Trajectory, prompts: Prompts) -> li
 
 def save_examples(examples: Sequence[Example], folder: Path, card: dict) -> None:
     """Write `pictures/`, `data.jsonl` and, last, `card.json`: a folder with a card is complete."""
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
     (folder / "card.json").unlink(missing_ok=True)
-    left = {path.name for path in (folder / "pictures").iterdir()}  # of a data set that was here before
-    with (folder / "data.jsonl.part").open("w", encoding="utf-8", newline="\n") as file:
-        for example in examples:
-            row = {
-                "question": _row(example.question),
-                "label": example.label,
-                "picture": _save_picture(example.question, folder / "pictures"),
-                "messages": example.messages,
-                "trajectory": example.trajectory,
-            }
-            left.discard(row["picture"])
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    for name in left:
-        (folder / "pictures" / name).unlink()
-    (folder / "data.jsonl.part").replace(folder / "data.jsonl")
+    left = {path.name for path in pictures.iterdir()}  # of a data set that was here before
+    rows = []
+    for example in examples:
+        row = {"question": _row(example.question), "label": example.label}
+        row |= {"picture": _save_picture(example.question, pictures), "messages": example.messages}
+        rows.append(row | {"trajectory": example.trajectory})
+    write_rows(folder / "data.jsonl", rows)
+    for name in left - {row["picture"] for row in rows}:
+        (pictures / name).unlink()
     write_json(folder / "card.json", card)
 
 
@@ -403,10 +387,9 @@ def load_examples(folder: Path) -> tuple[list[Example], list[Image.Image]]:
     if not (folder / "card.json").exists():
         raise FileNotFoundError(f"{folder} holds no finished data set: run notebook 01 first.")
     examples, pictures = [], []
-    with (folder / "data.jsonl").open(encoding="utf-8", newline="\n") as lines:
-        for row in map(json.loads, lines):
-            kind = Question if "scene_seed" in row["question"] else FileQuestion
-            question = kind.from_dict(row["question"])
-            examples.append(Example(question, row["label"], row["messages"], row["trajectory"]))
-            pictures.append(read_picture((folder / "pictures" / row["picture"]).read_bytes()))
+    for row in read_rows(folder / "data.jsonl", "run notebook 01 again"):
+        kind = Question if "scene_seed" in row["question"] else FileQuestion
+        question = kind.from_dict(row["question"])
+        examples.append(Example(question, row["label"], row["messages"], row["trajectory"]))
+        pictures.append(read_picture((folder / "pictures" / row["picture"]).read_bytes()))
     return examples, pictures

@@ -5,10 +5,9 @@
     observation = env.step("<reason>…</reason>\\n<img_search>the flag on the left</img_search>")
     env.trajectory            # turns, boxes, pages, scores, time
 
-At most one image search and ten tool calls; text searches are free within them. A turn that breaks the protocol is told
-so and the episode goes on, but it is counted, and the reward's format part sees it. The same class is TRL's
-environment: `step` is its one tool, taking the whole turn, so that this protocol's parser and no other reads what the
-policy wrote.
+At most one image search and ten tool calls. A turn that breaks the protocol is told so and the episode goes on, but it
+is counted, and the reward's format part sees it. The same class is TRL's environment: `step` is its one tool, taking
+the whole turn, so that no other parser than the protocol's reads what the policy wrote.
 """
 
 from __future__ import annotations
@@ -137,8 +136,7 @@ class SearchEnv:
     def trajectory(self) -> Trajectory:
         """The episode so far.
 
-        Raises the FatalToolError that `step` ended with: TRL tells the policy of an error there and goes on, but the
-        reward, which reads the trajectory, then ends the training.
+        Raises the FatalToolError that `step` ended with: TRL would go on, but the reward, which reads this, ends it.
         """
         if self._fatal:
             raise self._fatal

@@ -8,8 +8,7 @@
 | sft, grpo | the trained policies, all tools |
 | teacher | the scripted teacher: the ceiling of what the tools allow |
 
-What an agent does with a kind of question, beyond right or wrong, is a habit: a decision that a cold start leaves half
-made.
+Beyond right or wrong, an agent has habits, decisions that a cold start leaves half made.
 
 | habit | of questions | what counts |
 |---|---|---|
@@ -69,10 +68,9 @@ class Exam:
 
     def play(self, workflow: Callable[[list[Task]], list[Trajectory]]) -> list[Trajectory]:
         """The trajectories of a workflow on all questions, block by block."""
-        size, played = self.block or len(self), []
-        for start in range(0, len(self), max(1, size)):
-            played += workflow([Task.of(question) for question in self.questions[start : start + size]])
-        return played
+        size = self.block or max(1, len(self))
+        blocks = (self.questions[start : start + size] for start in range(0, len(self), size))
+        return [trajectory for block in blocks for trajectory in workflow([Task.of(question) for question in block])]
 
 
 # --- workflows --------------------------------------------------------------------------------------------------------
@@ -188,14 +186,10 @@ def _retrieval(trajectory: Trajectory, task: Task, known: bool) -> dict[str, Any
     """What the searches found of what is gold; nothing where that is not known."""
     if not known:
         return dict.fromkeys(("evidence", "useful_searches", "recall_at_1", "recall_at_5"))
-    found = next((turn.hits for turn in trajectory.turns if turn.action == "img_search" and not turn.error), None)
-    ids = [hit["id"] for hit in found or []]
-    return {
-        "evidence": evidence(trajectory, task),
-        "useful_searches": useful(trajectory, task),
-        "recall_at_1": task.entity in ids[:1] if found is not None else None,
-        "recall_at_5": task.entity in ids[:5] if found is not None else None,
-    }
+    found = {"evidence": evidence(trajectory, task), "useful_searches": useful(trajectory, task)}
+    pictures = [turn.hits for turn in trajectory.turns if turn.action == "img_search" and not turn.error]
+    ids = [hit["id"] for hit in pictures[0]] if pictures else None
+    return found | {f"recall_at_{k}": None if ids is None else task.entity in ids[:k] for k in (1, 5)}
 
 
 def useful(trajectory: Trajectory, task: Task) -> int:
@@ -297,17 +291,6 @@ def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
         clusters = [[r["question"]["entity"] for r in chosen] for chosen in halves.values()]
         found["accuracy/harmonic_mean"] = harmonic_interval(*outcomes, *clusters, seed)
     return found
-
-
-def headlines(found: Mapping[str, Interval | float], exam: Exam) -> str:
-    """A workflow's accuracy in a line, with exact match where a judge has judged and a benchmark's own score."""
-    names = ("accuracy", "exact_match", exam.headline)
-    return "   ".join(f"{name} {_shown(found[name])}" for name in names if name in found)
-
-
-def _shown(interval: Interval) -> str:
-    bounds = f" [{interval.low:.3f}, {interval.high:.3f}]" if interval.low is not None else ""
-    return f"{interval.value:.3f}{bounds}"
 
 
 def compare(rows: dict[str, list[dict]], first: str, second: str, seed: int) -> dict[str, Interval]:

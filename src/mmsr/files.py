@@ -1,18 +1,34 @@
-"""Files that are there whole or not at all, rows of JSON, and locks between processes.
+"""Files that are there whole or not at all, locks between processes, and journals of long work.
 
-write_json(run / "metrics.json", value)         # under a temporary name first, then renamed
-with locked(run / "metrics.json"): …            # one process at a time reads and writes it
-write_rows(run / "eval" / "rows.jsonl", rows)   # JSON lines; a line ends at "\\n" alone, whatever stands in a text
+    write_json(run / "metrics.json", value)         # under a temporary name first, then renamed
+    with locked(run / "metrics.json"): …            # one process at a time reads and writes it
+    write_rows(run / "eval" / "rows.jsonl", rows)   # JSON lines
+    with Journal(folder / "played.jsonl") as played:
+        fill(played, {"train-0-4": task, …}, play, workers=8)   # adds the rows that are missing, side by side
+        "train-0-3" in played, played["train-0-3"]              # memory holds where each row lies, not the row
+
+A line of JSON ends at a line feed alone, whatever else stands in a text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+from mmsr.tools.base import FatalToolError, ToolError, in_parallel, usage_spent
+
+SYNC = 1.0  # seconds between two synchronisations of a journal with the disk
+FAILURES = 20  # in a row: these speak of what is asked rather than of an item
+
+T = TypeVar("T")
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -47,3 +63,158 @@ def locked(path: Path, timeout: float = -1) -> FileLock:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
+
+
+# --- journals ---------------------------------------------------------------------------------------------------------
+
+
+class JournalError(RuntimeError):
+    """A journal cannot be used; the message says why and what to do."""
+
+
+class Stopped(FatalToolError):
+    """Too many pieces of work failed one after the other: what is asked outside is in trouble."""
+
+
+class Journal(ExitStack):
+    """Rows by key in a file of JSON lines: what long work has finished, whenever it may be killed. Thread-safe.
+
+    A row is written at once and synchronised with the disk about once a second and at the end: a kill costs nothing
+    that was added, a power cut a second's rows. A last line that a kill tore is dropped at the next opening; the file
+    belongs to one process at a time. `failed` has the keys that were tried in vain, with the errors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open, or make. Raises JournalError where another process has it open, or a line is no row."""
+        super().__init__()
+        self.path, self.failed = path, dict[str, str]()
+        self._places: dict[str, int] = {}
+        self._lock, self._synced = threading.Lock(), time.monotonic()
+        try:
+            self.enter_context(locked(path, timeout=0))
+        except Timeout:
+            raise JournalError(f"{path} is in use by another process: wait for it, or stop it.") from None
+        self._file = self.enter_context(path.open("a+b"))
+        self.callback(self._synchronise)
+        try:
+            self._read_in()
+        except JournalError:
+            self.close()
+            raise
+
+    def _read_in(self) -> None:
+        """Note the place of every row and drop a torn last line."""
+        place = self._file.seek(0)
+        for number, line in enumerate(self._file, 1):
+            if not line.endswith(b"\n"):
+                self._file.truncate(place)
+                break
+            try:
+                self._note(json.loads(line), place)
+            except (ValueError, KeyError, TypeError):
+                raise JournalError(
+                    f"{self.path}, line {number} is no row of a journal: remove that line, and its work is done again."
+                ) from None
+            place += len(line)
+
+    def _note(self, row: dict[str, Any], place: int) -> None:
+        if "error" in row:
+            self.failed[row["key"]] = row["error"]
+        else:
+            self._places[row["key"]] = place
+            self.failed.pop(row["key"], None)
+
+    def add(self, key: str, row: dict[str, Any]) -> None:
+        """Keep a row of JSON without "key" and "error"; a later row takes the place of an earlier one."""
+        self._append({"key": key, **row})
+
+    def fail(self, key: str, error: str) -> None:
+        """Keep that the work on `key` failed; it stays missing."""
+        self._append({"key": key, "error": error})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            place = self._file.seek(0, os.SEEK_END)  # first writes the rest of a row for which the disk was too full
+            self._file.write(line)
+            self._file.flush()
+            self._note(row, place)
+            if time.monotonic() - self._synced > SYNC:
+                self._synchronise()
+
+    def _synchronise(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._places))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        """The row as it was added. Raises KeyError."""
+        with self._lock:
+            self._file.seek(self._places[key])
+            row = json.loads(self._file.readline())
+        del row["key"]
+        return row
+
+
+def fill(
+    journal: Journal,
+    items: Mapping[str, T],
+    work: Callable[[T], dict[str, Any]],
+    workers: int,
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """`work` on every item that the journal lacks, side by side; each row is kept as soon as it is there.
+
+    What an item spends on models goes into its row as "usage"; one whose outside call failed stays missing. `after` is
+    called after each row. Raises Stopped where FAILURES new items fail in a row, and FatalToolError at once.
+    """
+    known, lock, failures = set(journal.failed), threading.Lock(), []
+
+    def one(key: str) -> None:
+        with lock:
+            if len(failures) >= FAILURES:
+                raise Stopped(
+                    f"{len(failures)} pieces of work failed one after the other, the last with: {failures[-1]} "
+                    f"Mend that and start again; {len(journal)} are kept in {journal.path}."
+                )
+        try:
+            with usage_spent() as spent:
+                row = work(items[key])
+        except FatalToolError:
+            raise
+        except ToolError as error:
+            journal.fail(key, str(error))
+            with lock:
+                failures.extend([] if key in known else [str(error)])
+            return
+        journal.add(key, row | ({"usage": _summed(spent)} if spent else {}))
+        with lock:
+            failures.clear()
+            after()
+
+    in_parallel(one, [key for key in items if key not in journal], workers)
+
+
+def total_usage(journals: Sequence[Journal], keys: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What the kept rows have taken, by role: calls, tokens and dollars. Summed in the order of `keys`."""
+    kept = (journal[key].get("usage", {}) for journal in journals for key in keys if key in journal)
+    totals = _summed(pair for usage in kept for pair in usage.items())
+    return {role: {**total, "cost": round(total["cost"], 6)} for role, total in sorted(totals.items())}
+
+
+def _summed(used: Iterable[tuple[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Numbers added up by role and name."""
+    totals: dict[str, dict[str, float]] = {}
+    for role, numbers in used:
+        total = totals.setdefault(role, dict.fromkeys(numbers, 0))
+        for name, number in numbers.items():
+            total[name] += number
+    return totals

@@ -6,8 +6,8 @@
     lab.record({"sft/val/accuracy": …})         # into the run's metrics.json
 
 `sizes` changes fields of the preset (`presets.Preset`), `outside` says where tools and large models are
-(`live.outside.Outside`; nothing for the offline world); both are checked before anything runs. `mmsr sft` and `mmsr
-train with the same `lab.sft()` and `lab.grpo()` as the notebooks, on as many processes as accelerate launches.
+(`live.outside.Outside`; nothing for the offline world); both are checked before anything runs. The commands
+`mmsr sft` and `mmsr grpo` train with the notebooks' `lab.sft()` and `lab.grpo()`, on the processes accelerate launches.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from mmsr.env import Tools, env_factory
 from mmsr.evaluate import Exam, agent, judge_rows
 from mmsr.grpo import train_grpo
 from mmsr.policy import Policy, load_policy
-from mmsr.presets import Preset, get_preset, read_settings
+from mmsr.presets import Preset
 from mmsr.results import record_metrics
 from mmsr.reward import Judge, RewardWeights
 from mmsr.sft import train_sft
 from mmsr.stats import Interval
 from mmsr.task import Asked, Task
 from mmsr.teacher import Player, scripted
-from mmsr.tools.base import Grounder, ImageRetriever, TextRetriever
+from mmsr.tools.base import Grounder
 from mmsr.tools.ground import BaseGrounder
 from mmsr.tools.image import LocalImageSearch
-from mmsr.tools.summary import ExtractiveSummariser, Shortened
+from mmsr.tools.summary import ExtractiveSummariser
 from mmsr.tools.text import LocalTextSearch
 from mmsr.training import processes
 from mmsr.world.questions import make_questions
@@ -47,22 +47,16 @@ if TYPE_CHECKING:
 
 WORKERS = 8  # searches side by side where they wait for the network; the engines' own pace still holds
 NOTEBOOKS = {"sft": "02", "grpo": "03"}  # that train an adapter
-SOURCES = (
-    "search",
-    "picture_search",
-    "read_pages",
-    "grounder",
-    "summary",
-)  # what episodes follow from, beside the teacher
+SOURCES = ("search", "picture_search", "read_pages", "grounder", "summary")  # what episodes follow from
 
 
 def settings(
     preset: str, sizes: Mapping[str, Any] | None = None, outside: Mapping[str, Any] | None = None
 ) -> tuple[Preset, Outside]:
-    """The checked sizes and sources of an experiment. Raises ValueError, in one sentence, for what cannot be."""
-    from mmsr.live.outside import Outside
+    """As `live.outside.settings`, which is loaded here and not with this module."""
+    from mmsr.live import outside as live
 
-    return get_preset(preset, sizes), read_settings(Outside, outside or {}, "outside")
+    return live.settings(preset, sizes, outside)
 
 
 class Lab:
@@ -97,7 +91,7 @@ class Lab:
         return load_policy(size.policy, adapter, size.revision, size.max_pixels, size.four_bit)
 
     def adapter(self, stage: str) -> Path:
-        """Where a stage's adapter lies: in this run, else in `adapters`. Raises FileNotFoundError, saying what to do."""
+        """Where a stage's adapter lies: here, else in `adapters`. Raises FileNotFoundError, saying what to do."""
         places = [Path(place) / stage / "adapter" for place in (self.folder, self.adapters) if str(place)]
         for place in places:
             if place.is_dir():
@@ -127,13 +121,12 @@ class Lab:
         """Who plays the training examples: the script, or the large model that `outside` names."""
         if not self.outside.teacher:
             return scripted(tools)
-        from mmsr.live.roles import FieldLabeller
+        from mmsr.live.roles import label_field
         from mmsr.live.teacher import LLMTeacher
 
-        player = LLMTeacher(self.connection.chat(self.outside.teacher, "teacher"), self.seed).player(
-            self.outside.teacher_workers
-        )
-        return replace(player, field_of=FieldLabeller(self.connection.chat(self.outside.teacher, "fields")))
+        player, fields = (self.connection.chat(self.outside.teacher, role) for role in ("teacher", "fields"))
+        teacher = LLMTeacher(player, self.seed).player(self.outside.teacher_workers)
+        return replace(teacher, field_of=functools.partial(label_field, fields))
 
     def questions(self, benchmark: str = "", data_dir: str | Path = "") -> Sequence[Asked]:
         """Questions to build data from: our world's train split, or a benchmark's, from its files."""
@@ -200,13 +193,16 @@ def open_tools(size: Preset, policy: Policy, connection: Connection | None = Non
     extractive summaries in the preset's budget."""
     summaries = connection and connection.summaries
     if summaries:
+        from mmsr.live.roles import Shortened
+
         shown = [Shortened(summary, policy.count_tokens, size.observation_tokens) for summary in summaries]
     else:
         shown = [ExtractiveSummariser(policy.count_tokens, size.observation_tokens)] * 2
-    outside = connection and connection.outside
+    outside, world = connection and connection.outside, load_world()
+    web, lens = (outside and getattr(outside, kind) != "local" for kind in ("search", "picture_search"))
     return Tools(
-        text=_text(connection),
-        image=_image(connection),
+        text=connection.text_search(world) if web else LocalTextSearch(world),
+        image=connection.picture_search(world) if lens else LocalImageSearch(world),
         grounder=_grounder(size, policy, outside.grounder if outside else "base"),
         text_summary=shown[0],
         image_summary=shown[1],
@@ -214,20 +210,6 @@ def open_tools(size: Preset, policy: Policy, connection: Connection | None = Non
         workers=WORKERS if outside and outside.asks_outside else 1,
         settings={name: getattr(outside, name) for name in SOURCES} if outside else {},
     )
-
-
-def _text(connection: Connection | None) -> TextRetriever:
-    world = load_world()
-    if connection is None or connection.outside.search == "local":
-        return LocalTextSearch(world)
-    return connection.text_search(world)
-
-
-def _image(connection: Connection | None) -> ImageRetriever:
-    world = load_world()
-    if connection is None or connection.outside.picture_search == "local":
-        return LocalImageSearch(world)
-    return connection.picture_search(world)
 
 
 def _grounder(size: Preset, policy: Policy, name: str) -> Grounder:

@@ -46,10 +46,9 @@ LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_p
 
 
 class PictureProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor for pictures alone.
+    """Qwen2.5-VL's processor for pictures alone, always by PIL, whether or not torchvision is installed.
 
-    The stock class also builds a video processor, which needs torchvision; this one does without and always uses the
-    PIL picture processor, so that a result does not depend on whether torchvision happens to be installed.
+    The stock class also builds a video processor, which needs torchvision.
     """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **_: Any):
@@ -89,10 +88,9 @@ def in_bf16(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def merged(model: Any) -> Iterator[None]:
-    """LoRA added into fp32 weights in this block, for generation: the same function without LoRA's own small products.
+    """LoRA added into fp32 weights in this block, for generation; they are put back bit for bit.
 
-    They took a sixth of the time of the tiny policy's rollouts. The weights are put back bit for bit. Nothing is done
-    to a base in bf16 or 4 bits, which would round LoRA away, nor where LoRA is switched off.
+    Nothing is done to a base in bf16 or 4 bits, which would round LoRA away, nor where LoRA is switched off.
     """
     layers = [m for m in model.modules() if isinstance(m, LoraLayer)] if isinstance(model, PeftModel) else []
     weights = [layer.base_layer.weight for layer in layers]
@@ -107,6 +105,12 @@ def merged(model: Any) -> Iterator[None]:
         for layer, weight, before in zip(layers, weights, kept):
             layer.unmerge()
             weight.data.copy_(before)
+
+
+def scaled(box: Sequence[float], old: tuple[int, int], new: tuple[int, int]) -> Box:
+    """A box in a frame of another width and height."""
+    sx, sy = new[0] / old[0], new[1] / old[1]
+    return tuple(round(v * s) for v, s in zip(box, (sx, sy, sx, sy)))
 
 
 @dataclass
@@ -148,30 +152,21 @@ class Policy:
 
     def to_picture(self, box: Sequence[float], picture: Image.Image) -> Box:
         """Scale a box from this policy's frame to pixels of the picture."""
-        width, height = self.frame(picture)
-        sx, sy = picture.width / width, picture.height / height
-        return tuple(round(v * s) for v, s in zip(box, (sx, sy, sx, sy)))
+        return scaled(box, self.frame(picture), picture.size)
 
     def to_frame(self, box: Sequence[float], picture: Image.Image) -> Box:
         """Scale a box from pixels of the picture to this policy's frame: the inverse of `to_picture`."""
-        width, height = self.frame(picture)
-        sx, sy = width / picture.width, height / picture.height
-        return tuple(round(v * s) for v, s in zip(box, (sx, sy, sx, sy)))
+        return scaled(box, picture.size, self.frame(picture))
 
     @contextlib.contextmanager
     def base(self) -> Iterator[None]:
         """The base model as it was before LoRA, in this block, which has the policy to itself."""
-        with (
-            self._alone,
-            self.model.disable_adapter() if isinstance(self.model, PeftModel) else contextlib.nullcontext(),
-        ):
+        lora = isinstance(self.model, PeftModel)
+        with self._alone, self.model.disable_adapter() if lora else contextlib.nullcontext():
             yield
 
     def ask(
-        self,
-        asked: Sequence[tuple[Image.Image, list[dict[str, Any]]]],
-        batch_size: int = 64,
-        max_new_tokens: int = 32,
+        self, asked: Sequence[tuple[Image.Image, list[dict]]], batch_size: int = 64, max_new_tokens: int = 32
     ) -> list[str]:
         """What the frozen base answers in each conversation (of `protocol.conversation`), without tools."""
         with self.base():
@@ -188,23 +183,20 @@ class Policy:
 
         At temperature 0 decoding is greedy; otherwise sampling follows torch's global seed.
         """
-        order = sorted(
-            range(len(conversations)), key=lambda i: sum(len(str(m["content"])) for m in conversations[i][1])
-        )
+        lengths = [sum(len(str(message["content"])) for message in messages) for _, messages in conversations]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
         texts: dict[int, str] = {}
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
             with self._alone:
                 ids = self._generate_batch([conversations[i] for i in indices], max_new_tokens, temperature)
                 texts |= dict(zip(indices, self.tokenizer.batch_decode(ids, skip_special_tokens=True)))
-        return [texts[i] for i in range(len(conversations))]
+        return [texts[i] for i in range(len(lengths))]
 
     @torch.no_grad()
     def _generate_batch(self, batch: list, max_new_tokens: int, temperature: float) -> torch.Tensor:
-        rendered = [
-            self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            for _, messages in batch
-        ]
+        render = self.processor.apply_chat_template
+        rendered = [render(messages, add_generation_prompt=True, tokenize=False) for _, messages in batch]
         pictures = [[picture] for picture, _ in batch if picture is not None]
         inputs = self.processor(
             text=rendered, images=pictures or None, padding=True, padding_side="left", return_tensors="pt"
@@ -231,12 +223,9 @@ def load_processor(name: str, revision: str | None = None, max_pixels: int | Non
 
     Raises ValueError for a tokenizer whose special tokens `protocol.sanitise` would not keep out of a conversation.
     """
-    if name == "tiny":
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(TINY_DIR)
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(TINY_DIR)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        image_processor = Qwen2VLImageProcessorPil.from_pretrained(name, revision=revision)
+    tokenizers, source = (PreTrainedTokenizerFast, TINY_DIR) if name == "tiny" else (AutoTokenizer, name)
+    tokenizer = tokenizers.from_pretrained(source, revision=revision)
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(source, revision=revision)
     if plain := [token for token in tokenizer.all_special_tokens if "<" not in token and ">" not in token]:
         raise ValueError(f"{name} has the special token {plain[0]!r}, which a page could spell: use another model.")
     if max_pixels:

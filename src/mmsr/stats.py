@@ -4,16 +4,15 @@
     paired_difference(grpo, sft, clusters=countries, seed=0)      # mean gain per question, with its 95 % interval
     mcnemar(grpo, sft)                                            # exact two-sided p for two rows of right and wrong
 
-All intervals are of 95 %. A proportion of independent questions gets Wilson's; everything whose questions share a
-picture or an entity gets a percentile bootstrap that draws whole clusters, since questions about one entity fail
-together. The paper reports no intervals (§4); these are ours. The bootstrap is written out because scipy's draws single
-values, not whole clusters of unequal size, and because a run is compared with another to the last digit.
+All intervals are of 95 %; the paper reports none (§4). A proportion of independent questions gets Wilson's. Questions
+about one entity fail together: they get a percentile bootstrap that draws whole clusters. It is written out because
+scipy's draws single values, and because runs are compared to the last digit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +30,6 @@ class Interval:
     high: float | None = None
     n: int | None = None
 
-    def as_dict(self) -> dict[str, float | int | None]:
-        """The entry of `metrics.json`: value, low, high, n."""
-        return asdict(self)
-
 
 # --- independent questions ------------------------------------------------------------------------------------------
 
@@ -51,8 +46,7 @@ def proportion(outcomes: Iterable[bool]) -> Interval:
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     """Exact two-sided McNemar p that two systems are equally often right on the same questions.
 
-    The binomial test on the questions where just one is right; 1.0 where there are none. ValueError for
-    unequal lengths.
+    The binomial test on the questions where just one is right; ValueError for unequal lengths.
     """
     from scipy.stats import binomtest
 
@@ -68,7 +62,6 @@ def cluster_mean(values: Sequence[float], clusters: Sequence[Hashable], seed: in
     """The mean of the values with a bootstrap over clusters (one label per value, such as the picture or the entity).
 
     ValueError for no values or unequal lengths. With a single cluster the spread is unknown: low and high are None.
-    Where all values are the same the interval has no width; for independent questions `proportion` is honest there.
     """
     return cluster_ratio(values, np.ones(len(values)), clusters, seed)
 

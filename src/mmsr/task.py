@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 from PIL import Image
 
@@ -21,36 +21,18 @@ from mmsr.tools.picture import read_picture
 UNPICTURED = Image.new("RGB", (1, 1))  # scoring looks at no picture
 
 
-class Asked(Protocol):
-    """What every question has. `entity` is what it is about, for intervals; `half` its part of a test set."""
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What every question has. `entity` is what it is about, for intervals; `half` its part of a test set.
+
+    `box`, in pixels of the picture, and `gold_pages` are what a search should find, where that is known.
+    """
 
     id: str
     type: str
     text: str
     answer: str
-    aliases: tuple[str, ...]
-    taxonomy: str
-    gold_pages: tuple[str, ...]
-    box: Box | None
-    entity: str
-    half: str
-
-    @property
-    def golds(self) -> tuple[str, ...]: ...
-    def draw(self) -> Image.Image: ...
-    def as_dict(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class FileQuestion:
-    """A question about a picture in a file. Nothing gold is known of what a search should find for it."""
-
-    id: str
-    type: str
-    text: str
-    answer: str
-    aliases: tuple[str, ...]
-    picture: str
+    aliases: tuple[str, ...] = ()
     taxonomy: str = ""
     entity: str = ""
     half: str = ""
@@ -63,19 +45,29 @@ class FileQuestion:
         return (self.answer, *self.aliases)
 
     def draw(self) -> Image.Image:
-        """The picture, read now. Raises ValueError for a file that is missing or holds none."""
-        try:
-            return read_picture(Path(self.picture).read_bytes())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"The picture of question {self.id}, {self.picture}, cannot be read: {error}.") from None
+        """The picture. Raises ValueError where it cannot be had."""
+        raise NotImplementedError
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON; `from_dict` reads it back."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> FileQuestion:
+    def from_dict(cls, row: dict[str, Any]) -> Self:
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileQuestion(Asked):
+    """A question about a picture in a file."""
+
+    picture: str
+
+    def draw(self) -> Image.Image:
+        try:
+            return read_picture(Path(self.picture).read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"The picture of question {self.id}, {self.picture}, cannot be read: {error}.") from None
 
 
 @dataclass(frozen=True)

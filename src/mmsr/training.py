@@ -27,8 +27,6 @@ from mmsr.presets import Preset
 # of a GRPO step, whose loss is 0 by its making: advantages of a group have no mean, and the ratio starts at 1
 REINFORCED = {"reward": "reward", "accuracy": "rewards/accuracy/mean", "searches": "rewards/searches/mean"}
 PATIENCE = timedelta(hours=2)  # of processes for each other: live tools may hold one of them up
-
-
 MESSAGES = [{"role": Value("string"), "content": [{"type": Value("string"), "text": Value("string")}]}]  # of a row
 
 

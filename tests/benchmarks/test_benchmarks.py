@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmsr.benchmarks.registry import BENCHMARKS, Benchmark, BenchmarkError, BenchmarkItem, find_benchmark
+from mmsr.benchmarks.registry import BENCHMARKS, Benchmark, BenchmarkError, BenchmarkItem, check_benchmark
 from mmsr.reward import LABELS
 from mmsr.stats import Interval
 
@@ -267,10 +268,13 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
 
 
 def test_wrong_names_and_folders() -> None:
-    assert find_benchmark("okvqa") is BENCHMARKS["okvqa"]
+    assert check_benchmark("okvqa", FIXTURES / "okvqa") is BENCHMARKS["okvqa"]
     with pytest.raises(BenchmarkError, match=r"infoseek.*okvqa"):
-        find_benchmark("vqa")
-    with pytest.raises(BenchmarkError, match="not a folder"):
+        check_benchmark("vqa", FIXTURES / "okvqa")
+    for name in BENCHMARKS:
+        with pytest.raises(BenchmarkError, match=r"the files of .*: 'nowhere' is none\. It holds \S+"):
+            check_benchmark(name, "nowhere")
+    with pytest.raises(BenchmarkError, match="is missing: the benchmark needs its published file"):
         BENCHMARKS["okvqa"].load(Path("nowhere"))
 
 
@@ -342,6 +346,6 @@ def test_scores_refuse_what_does_not_fit() -> None:
 def test_scores_go_to_json() -> None:
     items = BENCHMARKS["okvqa"].load(FIXTURES / "okvqa")
     scores = BENCHMARKS["okvqa"].score(items, ["chess", "two", "orange"], ["correct", None, "incorrect"])
-    text = json.dumps({k: v.as_dict() if isinstance(v, Interval) else v for k, v in scores.items()})
+    text = json.dumps({k: asdict(v) if isinstance(v, Interval) else v for k, v in scores.items()})
     assert "vqa_accuracy/Cooking and Food" in text
     assert scores["vqa_accuracy"].value == pytest.approx((0.9 + 1.0 + 1.0) / 3)

@@ -63,7 +63,7 @@ def narrow_qwen() -> Qwen2_5_VLConfig:
 def test_a_qwen_preset_goes_the_same_way_and_its_layers_weigh_as_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 128)  # so that layers outweigh logits
     monkeypatch.setattr(fit, "TILE", (fit.TILE[0], 128))
-    found = bench.measure("sft", QWEN, fit.Memory(narrow_qwen()), 1e9, steps=1, seed=0)
+    found = bench.measure("sft", QWEN, fit.Memory(narrow_qwen()), 1e9, steps=1)
     peak = found["peaks"]["update"]
     assert "one layer backwards" in peak["predicted_terms"] and peak["predicted_terms"]["pictures"]
     assert peak["shape"]["patches"] == QWEN.micro_batch * (8 * 2) ** 2  # the largest square of whole tokens
@@ -81,7 +81,7 @@ def test_seconds_are_told_apart(report: dict[str, Any]) -> None:
 def test_rollouts_search_and_answer(report: dict[str, Any]) -> None:
     """Four turns are written, so the update reads more than a prompt and one turn: what searches found is in it."""
     shapes = {phase: peak["shape"] for phase, peak in report["grpo"]["peaks"].items()}
-    policy = bench.random_policy(Qwen2_5_VLConfig.from_pretrained(TINY_DIR), SMALL, 0)
+    policy = bench.random_policy(Qwen2_5_VLConfig.from_pretrained(TINY_DIR), SMALL)
     written = sum(map(len, bench.written_turns(policy, SMALL.new_tokens)))
     assert shapes["update"]["rows"] == SMALL.micro_batch and shapes["rollout"]["rows"] == SMALL.generations
     assert shapes["rollout"]["positions"] > written + 2 * 40
@@ -99,7 +99,7 @@ def test_utilisation_counts_what_lora_saves(report: dict[str, Any]) -> None:
 
 
 def test_turns_are_written_in_the_protocol() -> None:
-    policy = bench.random_policy(Qwen2_5_VLConfig.from_pretrained(TINY_DIR), SMALL, 0)
+    policy = bench.random_policy(Qwen2_5_VLConfig.from_pretrained(TINY_DIR), SMALL)
     tokenizer = load_processor("tiny").tokenizer
     turns = bench.written_turns(policy, 120)
     assert all(20 < len(ids) <= 41 and ids[-1] == tokenizer.eos_token_id for ids in turns)

@@ -65,16 +65,15 @@ def two_layers(policy: str) -> Qwen2_5_VLConfig:
     return config
 
 
-def live_bytes(config: Qwen2_5_VLConfig, shape: Pass, checkpoints: bool) -> int:
+def live_bytes(config: Qwen2_5_VLConfig, shape: Pass) -> int:
     """The peak of a forward and backward pass through the decoder, from tensors that have shapes and no contents."""
     with torch.device("meta"):
         model = Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16).requires_grad_(False)
         model = get_peft_model(model, lora_config(8, 16)).train()
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device="cpu")
-        if checkpoints:
-            model.gradient_checkpointing_enable()
-            model.enable_input_require_grads()
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
         inputs = torch.zeros(shape.rows, shape.positions, config.text_config.hidden_size, dtype=torch.bfloat16)
         mask = torch.ones(shape.rows, 1, shape.positions, shape.positions, dtype=torch.bool) if shape.padded else None
         with LiveTensors(model) as live:
@@ -97,17 +96,14 @@ def apart() -> Iterator[ProcessPoolExecutor]:
 
 
 @pytest.mark.parametrize("policy", [QWEN3B.policy, QWEN7B.policy])
-@pytest.mark.parametrize("checkpoints", [True, False])
 @pytest.mark.parametrize("shape", [Pass(1, 3000, 0, padded=False), Pass(2, 2000, 0)])
-def test_a_pass_holds_what_is_predicted(
-    policy: str, checkpoints: bool, shape: Pass, apart: ProcessPoolExecutor
-) -> None:
+def test_a_pass_holds_what_is_predicted(policy: str, shape: Pass, apart: ProcessPoolExecutor) -> None:
     config = two_layers(policy)
     memory = Memory(config)
-    terms = memory.update(shape, checkpoints)
+    terms = memory.update(shape)
     assert "one layer backwards" in terms
     predicted = sum(terms.values()) + 6 * memory.lora(8)  # a bf16 copy and gradients
-    live = apart.submit(live_bytes, config, shape, checkpoints).result()
+    live = apart.submit(live_bytes, config, shape).result()
     assert live == pytest.approx(predicted, rel=0.03)
 
 
@@ -156,8 +152,8 @@ def test_the_shapes_are_those_that_the_trainers_are_given(tmp_path: Path) -> Non
 
 
 def test_every_lever_lowers_the_peak() -> None:
-    def peak(stage: str = "grpo", checkpoints: bool = True, **changes: int) -> int:
-        return sum(needed(stage, replace(QWEN3B, **changes), checkpoints).values())
+    def peak(stage: str = "grpo", **changes: int) -> int:
+        return sum(needed(stage, replace(QWEN3B, **changes)).values())
 
     for lever in (
         {"four_bit": True},
@@ -167,7 +163,6 @@ def test_every_lever_lowers_the_peak() -> None:
     ):
         assert peak(**lever) < peak()
     assert peak("sft", micro_batch=1) < peak("sft")
-    assert peak("sft") < peak("sft", checkpoints=False)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 from mmsr.answers import exact_match
@@ -104,7 +105,7 @@ def write_run(run: Path, questions: int = 24) -> Path:
     ablation, swept = _ablation(questions)
     _lines(run / "ablation" / "rows.jsonl", ablation)
     _lines(run / "ablation" / "sweeps.jsonl", swept)
-    _json(run / "metrics.json", {name: i.as_dict() for name, i in _metrics(rows, ablation).items()})
+    _json(run / "metrics.json", {name: asdict(i) for name, i in _metrics(rows, ablation).items()})
     return run
 
 

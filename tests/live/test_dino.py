@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from random_qwen import hub_copy
 from small_policy import tiny
 from transformers import (
@@ -32,7 +32,6 @@ from mmsr.live.dino import (
     as_caption,
     enlarge,
     load_dino,
-    turn_back,
 )
 from mmsr.presets import get_preset
 from mmsr.protocol import Box
@@ -88,7 +87,7 @@ def loaded(folder: Path) -> Loaded:
 
 
 class Known:
-    """The detector with known outputs: queries of given scores and boxes, relative to the upright picture's sides."""
+    """The detector with known outputs: queries of given scores and boxes, relative to the picture's sides."""
 
     def __init__(self, model: GroundingDinoForObjectDetection, found: list[tuple[float, list[float]]]):
         self.config, self.device, self.found, self.seen = model.config, torch.device("cpu"), found, []
@@ -163,30 +162,6 @@ def test_captions_are_lower_case_phrases_with_a_full_stop(loaded: Loaded) -> Non
     pairs = [(Image.new("RGB", (200, 100)), words) for words in ("The red Flag", "the flag " * 500)]
     assert grounder.locate_all(pairs) == [(0, 0, 200, 100)] * 2
     assert len(grounder.model.seen[1][0]) == grounder.model.config.max_text_len
-
-
-STORE = {  # how to store an upright picture for each EXIF orientation: the inverse of what it asks for
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-
-
-@pytest.mark.parametrize("how", [1, *STORE])
-def test_a_picture_stored_turned_is_looked_at_upright(loaded: Loaded, how: int) -> None:
-    upright = Image.new("L", (400, 200))
-    upright.paste(255, (24, 32, 216, 128))  # 40…200 and 40…120, padded
-    stored = upright.transpose(STORE[how]) if how > 1 else upright
-    stored.getexif()[ExifTags.Base.Orientation] = how
-    grounder = known(loaded, (0.9, [0.1, 0.2, 0.5, 0.6]))
-    box = grounder.locate(stored, "the flag")
-    assert grounder.model.seen[0][1] == (80, 160)
-    assert box == stored.getbbox()
-    assert turn_back((0, 0, 400, 200), stored) == (0, 0, *stored.size)
 
 
 def test_its_crop_is_what_an_episode_searches(loaded: Loaded) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,7 @@ from small_policy import tiny
 from mmsr.lab import open_tools
 from mmsr.live import milvus
 from mmsr.live.limits import Unavailable
-from mmsr.live.milvus import (
-    Collection,
-    MilvusTextSearch,
-    dimension,
-    index_pages,
-    index_pictures,
-    world_image_search,
-    world_text_search,
-)
+from mmsr.live.milvus import Collection, dimension, index_pages, world_image_search, world_text_search
 from mmsr.live.outside import Outside, connect
 from mmsr.presets import get_preset
 from mmsr.tools.base import Hit, ToolError
@@ -132,26 +125,26 @@ def test_no_two_words_of_the_world_share_a_dimension() -> None:
 def test_equal_scores_keep_the_order_of_indexing(uri: str) -> None:
     three = Collection(uri, "three")
     index_pages(three, PAGES)
-    found = MilvusTextSearch(three).search("chad", 2)
+    found = three.load().search("chad", 2)
     assert [hit.id for hit in found] == ["b", "c"] and found[0].score == found[1].score
     assert found[0] == Hit("b", "Chad", "Lima bean", found[0].score)
 
 
 def test_an_interrupted_indexing_leaves_nothing_and_another_replaces(uri: str) -> None:
-    def broken() -> Iterator[milvus.Picture]:
-        yield "a", "A", np.array([1, 0], np.float32)
+    def broken() -> Iterator[milvus.Row]:
+        yield "a", "A", "", np.array([1, 0], np.float32)
         raise KeyboardInterrupt
 
     def collections() -> set[str]:
         with milvus.client(uri) as client:
             return set(client.list_collections())
 
-    before, two = collections(), Collection(uri, "two")
+    before, two = collections(), Collection(uri, "two", 2, np.asarray)
     with pytest.raises(KeyboardInterrupt):
-        index_pictures(two, broken(), 2)
+        two.fill(broken())
     assert collections() == before
     for name in ("old", "new"):
-        index_pictures(two, [(name, name, np.array([0.6, 0.8], np.float32))], 2)
+        two.fill([(name, name, "", np.array([0.6, 0.8], np.float32))])
     assert two.load().search(np.array([1, 0], np.float32), 5) == [Hit("new", "new", "", 0.6)]
 
 
@@ -164,13 +157,13 @@ def test_a_server_answers_like_a_file_and_its_death_is_told(
     address, process = server
     three, four = Collection(address, "three"), Collection(address, "four")
     index_pages(three, PAGES)
-    search = MilvusTextSearch(three)
+    search = three.load()
     assert [hit.id for hit in search.search("lima beans", 3)] == ["b", "c", "a"]
     assert three.exists() and not four.exists()
     with pytest.raises(ToolError, match=f"{address} has no collection 'four': index it first"):
-        MilvusTextSearch(four)
+        four.load()
     with pytest.raises(ToolError, match=f"{address} refused"):
-        three.search(np.array([1, 0], np.float32), 5)  # a picture's vector among pages
+        replace(three, vector_of=np.asarray).search(np.array([1, 0], np.float32), 5)  # a picture's vector among pages
     process.kill()
     process.wait()
     monkeypatch.setattr(milvus, "SECONDS", 2.0)
@@ -183,7 +176,7 @@ def test_no_server_is_told_at_once() -> None:
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     began = time.monotonic()
     with pytest.raises(Unavailable, match=f"{address} does not answer .*: check the address, and that it runs"):
-        MilvusTextSearch(Collection(address, "three"))
+        Collection(address, "three").load()
     assert time.monotonic() - began < 60
 
 

@@ -164,7 +164,7 @@ def test_what_was_asked_is_recorded_alike_live_and_in_replay(web: LocalWeb, tmp_
             found[mode] = read_metrics(tmp_path / mode)
             kept = json.loads((tmp_path / mode / "outside" / "04_evaluate.json").read_text())
             assert kept["asked"] == {"judge": 1, "serper": 2} and "asked outside: judge 1, serper 2" in told
-            assert kept["judge"]["prompt_sha256"] == connection.judge.prompt_hash in told
+            assert kept["judge"]["prompt_sha256"] == connection.judge.settings["prompt"] in told
             assert kept["roles"]["judge"]["model"] == "m" and kept["roles"]["judge"]["dollars"] > 0
             assert bool(kept["spent_by_the_run"]) == (mode == "record")
     assert found["record"] == found["replay"]

@@ -13,8 +13,9 @@ import pytest
 from local_llm import local_llm
 
 from mmsr.live.serve import running
-from mmsr.results import compare, read_metrics
+from mmsr.results import read_metrics
 from mmsr.runs.ask import SHIPPED
+from mmsr.runs.compare import compare
 from mmsr.runs.runner import run
 from mmsr.tools.image import LocalImageSearch
 from mmsr.tools.text import LocalTextSearch

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import pickle
 import sqlite3
 import threading
 import time
@@ -18,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmsr.live.door import Door, ReplayMiss
-from mmsr.live.limits import BadAnswer, Budget, BudgetSpent, RateLimited, Unavailable
+from mmsr.live.limits import BadAnswer, BudgetSpent, RateLimited, Unavailable
 from mmsr.live.record import Call, export_jsonl, import_jsonl, stats
 from mmsr.tools.base import FatalToolError, ToolError, keys_used
 
@@ -145,11 +144,6 @@ def test_keys_used(file: Path) -> None:
         door.answer(CALL, never)
     door.answer(replace(CALL, version=2), says("two"))
     assert keys == [CALL.key, CALL.key]
-
-
-def test_pickles(file: Path) -> None:
-    door = pickle.loads(pickle.dumps(Door("record", file, Budget(calls=3, money=1.5))))
-    assert (door.mode, door.file, door.budget.calls, door.budget.money) == ("record", file, 3, 1.5)
 
 
 def test_wrong_files_and_modes(tmp_path: Path) -> None:

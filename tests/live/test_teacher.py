@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from small_funnel import PRESET, Made, make, questions, tools
 from mmsr.benchmarks.exam import training_questions
 from mmsr.data import UNLABELLED
 from mmsr.env import SearchEnv, Trajectory
-from mmsr.journal import Stopped
+from mmsr.files import Stopped
 from mmsr.live.door import Door
 from mmsr.live.engines import base64_jpeg
 from mmsr.live.limits import Budget, BudgetSpent, Limits
 from mmsr.live.models import Chat, ChatModel
 from mmsr.live.record import stats
-from mmsr.live.roles import FIELDS, FieldLabeller, ModelJudge
+from mmsr.live.roles import FIELDS, ModelJudge, label_field
 from mmsr.live.teacher import LLMTeacher, turn_prompt
 from mmsr.protocol import Answer, ImageSearch, TextSearch, Turn, render_turn
 from mmsr.task import Task
@@ -100,7 +100,7 @@ def chat(url: str, role: str = "teacher", door: Door | None = None, **changes: A
 def teach(folder: Path, url: str, door: Door | None = None, **changes: Any) -> Made:
     """The small funnel with a model as the teacher, the judge and the one who labels."""
     talk = chat(url, door=door)
-    labeller = FieldLabeller(chat(url, "fields", talk.door))
+    labeller = partial(label_field, chat(url, "fields", talk.door))
     player = replace(LLMTeacher(talk, seed=3).player(3), field_of=labeller)
     return make(folder, player, judge=ModelJudge(talk.model, talk.door), **changes)
 

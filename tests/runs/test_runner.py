@@ -17,7 +17,7 @@ import pytest
 from small_notebooks import OURS, write
 
 from mmsr.results import read_metrics, record_metrics
-from mmsr.runs import RunFailed, UsageError, runner
+from mmsr.runs import RunFailed, UsageError, manifest, runner
 from mmsr.runs.notebooks import read_notebook
 from mmsr.runs.runner import run
 
@@ -181,6 +181,14 @@ def test_an_unknown_notebook_is_refused(root: Path, tmp_path: Path) -> None:
         go(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(("name", "folder"), [("benchmark", "data_dir"), ("train_benchmark", "train_dir")])
+def test_a_benchmark_without_its_files_is_refused_before_anything_starts(root: Path, name: str, folder: str) -> None:
+    write(root, "01_first", f"{OURS}{name} = ''\n{folder}: 'Path' = ''\nsample = 0\n")
+    with pytest.raises(UsageError, match="must be the folder with the files of fvqa_train: '' is none"):
+        go(root, "01", parameters={name: "fvqa_train"})
+    assert not (root / "papermill_runs").exists()
+
+
 # --- failing ----------------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +307,16 @@ def test_changed_code_of_the_package_is_mentioned(
     monkeypatch.setattr(runner, "code_sha256", lambda: "other")
     go(root)
     assert "code has changed since 01_first ran" in capsys.readouterr().out
+
+
+def test_the_package_is_its_sources_and_its_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "PACKAGE", tmp_path)
+    seen = {manifest.code_sha256()}
+    for name in ("a.py", "presets.toml", "prompt.txt", "chat_template.jinja"):
+        (tmp_path / name).write_text("1")
+        seen.add(manifest.code_sha256())
+    (tmp_path / "a.pyc").write_text("no source")
+    assert len(seen) == 5 and manifest.code_sha256() in seen
 
 
 def test_a_folder_that_is_no_run_is_left_alone(root: Path) -> None:

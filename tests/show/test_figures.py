@@ -19,13 +19,14 @@ from sample_run import eval_rows, hostile_trajectory, trajectory, write_csv, wri
 from mmsr.evaluate import HABITS, HALVES
 from mmsr.results import CROPS, WORKFLOWS, read_metrics
 from mmsr.show import figures
-from mmsr.show.charts import running_mean, spread
+from mmsr.show.charts import TEXTS, running_mean
 from mmsr.show.figures import sample
 from mmsr.show.look import ACCENT, WORDS
 from mmsr.show.look import words as word
 from mmsr.show.pictures import draw_trajectory, gallery, save, scenes, side_by_side, wrap
 from mmsr.show.transcript import picture_of
 from mmsr.stats import Interval
+from mmsr.task import FileQuestion
 from mmsr.world.questions import TYPES, make_questions
 
 NEEDS = {
@@ -41,6 +42,7 @@ NEEDS = {
     "crops_by_flags": ("ablation/rows.jsonl", "05_crop_ablation.ipynb"),
     "sweeps": ("ablation/sweeps.jsonl", "05_crop_ablation.ipynb"),
 }
+ALL = [getattr(figures, name) for name in NEEDS]
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +85,11 @@ def assert_not_blank(path: Path) -> None:
 
 
 def test_every_figure_has_its_needs_listed() -> None:
-    assert [draw.__name__ for draw in figures.ALL] == list(NEEDS)
+    saved = {name for name, draw in vars(figures).items() if hasattr(draw, "__wrapped__")}
+    assert saved == set(NEEDS) == set(TEXTS)
 
 
-@pytest.mark.parametrize("draw", figures.ALL, ids=lambda draw: draw.__name__)
+@pytest.mark.parametrize("draw", ALL, ids=lambda draw: draw.__name__)
 def test_a_figure_is_saved_and_says_where_it_comes_from(draw: Callable[[Path], Figure], run: Path) -> None:
     figure = draw(run)
     assert_not_blank(run / "figures" / f"{draw.__name__}.png")
@@ -94,7 +97,7 @@ def test_a_figure_is_saved_and_says_where_it_comes_from(draw: Callable[[Path], F
     assert "n = " in words(figure)
 
 
-@pytest.mark.parametrize("draw", figures.ALL, ids=lambda draw: draw.__name__)
+@pytest.mark.parametrize("draw", ALL, ids=lambda draw: draw.__name__)
 def test_text_stays_inside_and_apart(draw: Callable[[Path], Figure], run: Path) -> None:
     figure = draw(run)
     renderer, (width, height) = renderer_of(figure), figure.get_size_inches() * figure.dpi
@@ -107,7 +110,7 @@ def test_text_stays_inside_and_apart(draw: Callable[[Path], Figure], run: Path) 
             assert across < 1 or down < 3, f"{text!r} and {other!r} overlap"
 
 
-@pytest.mark.parametrize("draw", figures.ALL, ids=lambda draw: draw.__name__)
+@pytest.mark.parametrize("draw", ALL, ids=lambda draw: draw.__name__)
 def test_a_missing_file_is_named_with_the_notebook_to_run(draw: Callable[[Path], Figure], tmp_path: Path) -> None:
     file, notebook = NEEDS[draw.__name__]
     with pytest.raises(FileNotFoundError) as caught:
@@ -130,7 +133,7 @@ def test_the_smallest_run_is_drawn_too(own_run: Path) -> None:
     for file in ("sft/sft.csv", "grpo/grpo.csv"):
         lines = (own_run / file).read_text().splitlines()
         (own_run / file).write_text("\n".join(lines[:2]))
-    for draw in figures.ALL:
+    for draw in ALL:
         assert "Run run" in words(draw(own_run))
 
 
@@ -186,7 +189,7 @@ def test_habits_are_the_metrics(run: Path) -> None:
 
 def test_crops_are_the_metrics_and_the_accent_is_the_agents(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    for ax, score in zip(figures.crops(run).axes, figures.SCORES):
+    for ax, score in zip(figures.crops(run).axes, TEXTS["crops"]["panels"]):
         wanted = [100 * metrics[f"ablation/{crop}/{score}"]["value"] for crop in CROPS]
         assert [bar.get_width() for bar in ax.patches] == pytest.approx(wanted)
         assert [to_hex(bar.get_facecolor()) == ACCENT for bar in ax.patches] == [True, False, False, False, False]
@@ -216,12 +219,6 @@ def test_running_mean_and_its_interval() -> None:
     assert mean[20] == pytest.approx(values[18:23].mean())
     assert error[20] == pytest.approx(1.96 * values[18:23].std(ddof=1) / np.sqrt(5))
     assert running_mean(np.array([3.0]))[1].tolist() == [0.0]
-
-
-def test_labels_are_moved_apart_as_little_as_needed() -> None:
-    assert spread([10, 50], 5, 0, 100) == [10, 50]
-    assert spread([99, 100, 100], 5, 0, 100) == [90, 95, 100]
-    assert spread([0, 0], 5, 0, 100) == [0, 5]
 
 
 def test_sample_says_a_range_where_counts_differ() -> None:
@@ -271,8 +268,9 @@ def test_a_trajectory_is_drawn_with_its_crop_and_verdict(tmp_path: Path) -> None
     assert round((x2 - x1) / (y2 - y1), 2) in shapes
 
 
-@pytest.mark.parametrize("asked", [{}, {"text": "What is this?"}])
-def test_any_picture_and_an_empty_trajectory_are_drawn(asked: dict) -> None:
+@pytest.mark.parametrize("text", ["", "What is this?"])
+def test_any_picture_and_an_empty_trajectory_are_drawn(text: str) -> None:
+    asked = FileQuestion(id="", type="", text=text, answer="", aliases=(), picture="")
     shown = words(draw_trajectory(Image.new("RGB", (90, 40)), {"task_id": "", "turns": []}, asked))
     assert "no turns" in shown and "no answer" in shown and "✗" not in shown
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from sample_run import HOSTILE, eval_rows, hostile_trajectory, trajectory
 
-from mmsr.show.transcript import Block, blocks, crop_box, facts, gold_among, outcome
-from mmsr.show.viewer import browser, data_url, html_page, trajectory_html, write_page
+from mmsr.show.transcript import Block, blocks, crop_box, facts, gold_among, outcome, picture_of
+from mmsr.show.viewer import browser, data_url, html_page, trajectory_html
 from mmsr.world.questions import make_questions
 
 
@@ -156,7 +156,7 @@ def test_a_picture_is_embedded_once_for_all_workflows(page: str, rows: list[dict
 
 def test_a_hostile_row_does_not_break_the_page(rows: list[dict], tmp_path: Path) -> None:
     picture = Image.new("RGB", (384, 384))
-    page = write_page([hostile_row(), rows[0]], [picture, picture], tmp_path / "page.html").read_text()
+    page = html_page([hostile_row(), rows[0]], tmp_path / "page.html", [picture, picture]).read_text()
     seen = Elements(page)
     assert not seen.unbalanced
     assert [tag for tag, _ in seen.found].count("script") == 1
@@ -173,14 +173,27 @@ def test_no_rows_is_an_error(tmp_path: Path) -> None:
 # --- the notebook ---------------------------------------------------------------------------------------------------
 
 
-def test_the_browser_is_the_page_in_a_frame_of_its_own(rows: list[dict], page: str) -> None:
-    seen = Elements(browser(rows)._repr_html_())
+def test_the_browser_draws_the_chosen_card_alone_in_a_frame_of_its_own(rows: list[dict]) -> None:
+    choices, question, card = browser(rows).children
+    workflow, answer = choices.children
+    assert len(question.options) == len(rows)
+    workflow.value, answer.value = "Agent after GRPO", "right"
+    fitting = [row for row in rows if row["workflow"] == "grpo" and row["correct"]]
+    assert [row for _, row in question.options] == fitting
+    question.index = len(fitting) - 1
+    seen = Elements(card.value)
     assert [tag for tag, _ in seen.found] == ["iframe"] and not seen.unbalanced
     frame = seen.found[0][1]
-    assert frame["srcdoc"] == page
-    assert frame["sandbox"] == "allow-scripts"  # and not the notebook's own origin
+    assert frame["srcdoc"] == trajectory_html(fitting[-1], picture_of(fitting[-1]))
+    assert frame["sandbox"] is None  # the strictest: no script, and not the notebook's own origin
     with pytest.raises(ValueError, match="at least one row"):
         browser([])
+
+
+def test_the_browser_says_where_nothing_fits(rows: list[dict]) -> None:
+    choices, question, card = browser([row for row in rows if row["correct"]]).children
+    choices.children[1].value = "wrong"
+    assert question.options == () and "No trajectory matches." in card.value
 
 
 # --- the transcript -------------------------------------------------------------------------------------------------
@@ -203,9 +216,9 @@ def test_blocks_are_read_by_the_protocols_parser() -> None:
 
 @pytest.mark.parametrize(
     ("box", "wanted"),
-    [((10, 10, 30, 20), (10, 10, 30, 20)), ((-5, 900, 2, 3), (0, 3, 2, 40)), ((99, 99, 99, 99), (59, 39, 60, 40))],
+    [((10, 10, 30, 20), (10, 10, 30, 20)), ((-5, 3, 2, 900), (0, 3, 2, 40)), ((99, 99, 99, 99), None)],
 )
-def test_a_crop_stays_inside_the_picture(box: tuple, wanted: tuple) -> None:
+def test_a_crop_stays_inside_the_picture(box: tuple, wanted: tuple | None) -> None:
     played = {"turns": [{"action": "img_search", "error": "", "box": list(box)}]}
     assert crop_box(played, Image.new("RGB", (60, 40))) == wanted
 

@@ -3,12 +3,13 @@
     tokenizer = train_tokenizer(seed=0)
     model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer))
 
-The architecture is that of Qwen2.5-VL (arXiv 2502.13923) at its smallest useful size.
+The architecture is that of Qwen2.5-VL (arXiv 2502.13923) at its smallest useful size: `assets/base/architecture.toml`.
 """
 
 from __future__ import annotations
 
 import random
+import tomllib
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
@@ -16,17 +17,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from mmsr.base.lessons import VIEW, lesson_scene, scene_lessons, text_lesson
 from mmsr.base.reading import PLAIN_WORDS
+from mmsr.presets import ASSETS
 
-VOCABULARY = 2560
-PATCH, MERGE = 8, 2
+SIZES = tomllib.loads((ASSETS / "base" / "architecture.toml").read_text(encoding="utf-8"))
+PATCH, MERGE = SIZES["vision"]["patch_size"], SIZES["vision"]["spatial_merge_size"]
 GRID = VIEW // PATCH
 PICTURE_TOKENS = (GRID // MERGE) ** 2
-SPECIALS = "<|endoftext|> <|im_start|> <|im_end|> <|vision_start|> <|vision_end|> <|image_pad|> <|video_pad|>".split()
-# Qwen's own splitting of text into words, single digits and runs of punctuation
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPECIALS: list[str] = SIZES["tokenizer"]["specials"]
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -39,16 +36,12 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
         for lesson in scene_lessons(lesson_scene(rng), rng):
             texts += lesson
     tokenizer = Tokenizer(models.BPE())
-    words = pre_tokenizers.Split(Regex(SPLIT), "isolated")
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
+    words = pre_tokenizers.Split(Regex(SIZES["tokenizer"]["split"]), "isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, in_bytes])
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=SPECIALS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    size, chars = SIZES["text"]["vocab_size"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIALS, initial_alphabet=chars, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -62,39 +55,15 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 def tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """A Qwen2.5-VL of about 5M parameters: 4 language layers of 256, 4 vision layers of 128, 8-pixel patches."""
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIALS}
+    ends, ids = (
+        {name: tokenizer.convert_tokens_to_ids(token) for name, token in SIZES[part].items()}
+        for part in ("text_tokens", "picture_tokens")
+    )
     return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": VOCABULARY,
-            "hidden_size": 256,
-            "intermediate_size": 768,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            "tie_word_embeddings": True,
-            "bos_token_id": None,
-            "eos_token_id": ids["<|im_end|>"],
-            "pad_token_id": ids["<|endoftext|>"],
-        },
-        vision_config={
-            "depth": 4,
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_heads": 4,
-            "out_hidden_size": 256,
-            "patch_size": PATCH,
-            "spatial_merge_size": MERGE,
-            "temporal_patch_size": 2,
-            "window_size": VIEW,
-            "fullatt_block_indexes": [0, 1, 2, 3],
-        },
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
+        text_config=SIZES["text"] | ends | {"bos_token_id": None},
+        vision_config=SIZES["vision"] | {"window_size": VIEW},
         tie_word_embeddings=True,
+        **ids,
     )
 
 

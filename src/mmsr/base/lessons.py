@@ -14,10 +14,9 @@
 | same as | `same as: seat of power` | `capital` |
 | marked | any of these, `note: dalo; then item` | `<note>dalo</note>`, `<item> 3</item>` |
 
-Only train countries appear; only a third of them are "known". Most names and values that must be read are invented, for
-a model that is shown 134 names learns the names instead of learning to copy. No lesson contains a turn of the protocol.
-A response to a text begins with a space, as a word in running text does: what is copied then has the same tokens there
-and here, and copying is one skill instead of a spelling for each word.
+Only train countries appear, a third of them "known", and no turn of the protocol. Most names and values that must be
+read are invented, for a model that is shown 134 names learns the names instead of learning to copy. A response to a
+text begins with a space: what is copied then has the same tokens as in running text, and copying is one skill.
 """
 
 from __future__ import annotations
@@ -26,18 +25,8 @@ import random
 
 from PIL import Image, ImageDraw
 
-from mmsr.base.reading import (
-    TAUGHT,
-    Lesson,
-    copy_lesson,
-    fact_of,
-    generic_read_lesson,
-    noun_of,
-    now_and_then_marked,
-    open_read_lesson,
-    read_lesson,
-    spaced,
-)
+from mmsr.base import reading
+from mmsr.base.reading import TAUGHT, Lesson, fact_of, noun_of, now_and_then_marked, spaced
 from mmsr.world.names import invented_name
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, COUNT, FRAME, SIDE_OF
 from mmsr.world.scenes import FRAME_COLOURS, SIDE, Scene, place_flags
@@ -49,20 +38,15 @@ UNKNOWN = "unknown"
 
 def lesson_scene(rng: random.Random) -> Scene:
     """Two to four flags: known, other train countries, or invented (named "")."""
-    world = load_world()
-    train = world.by_split("train")
+    train = load_world().by_split("train")
     known = [country for country in train if country.known]
-    flags = []
+    flags: list[tuple[str, Image.Image]] = []
     for _ in range(rng.randint(2, 4)):
         draw = rng.random()
-        if draw < 0.2:
-            flags.append(("", invented_flag(rng)))
-        else:
-            iso = rng.choice(known if draw < 0.65 else train).iso
-            if iso not in {name for name, _ in flags}:
-                flags.append((iso, world.flag(iso)))
-    while len(flags) < 2:
-        flags.append(("", invented_flag(rng)))
+        iso = "" if draw < 0.2 else rng.choice(known if draw < 0.65 else train).iso
+        if not iso or iso not in dict(flags):
+            flags.append((iso, load_world().flag(iso) if iso else invented_flag(rng)))
+    flags += [("", invented_flag(rng)) for _ in range(2 - len(flags))]
     return place_flags(flags, rng.randrange(2**31))
 
 
@@ -95,9 +79,8 @@ def mosaic(rng: random.Random) -> tuple[Image.Image, list[Lesson]]:
     columns, rows = rng.randint(2, 6), rng.randint(2, 6)
     names = [[rng.choice(list(FRAME_COLOURS)) for _ in range(columns)] for _ in range(rows)]
     picture = Image.new("RGB", (columns, rows))
-    for y, row in enumerate(names):
-        for x, name in enumerate(row):
-            picture.putpixel((x, y), tuple(max(0, min(255, c + rng.randint(-12, 12))) for c in FRAME_COLOURS[name]))
+    colours = [FRAME_COLOURS[name] for row in names for name in row]
+    picture.putdata([tuple(max(0, min(255, c + rng.randint(-12, 12))) for c in colour) for colour in colours])
     picture = picture.resize((VIEW, VIEW), Image.Resampling.NEAREST)
     lessons = [(f"colours of row {y + 1}", " ".join(row)) for y, row in enumerate(names)]
     lessons += [(f"colours of column {x + 1}", " ".join(row[x] for row in names)) for x in range(columns)]
@@ -114,8 +97,7 @@ def scene_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
     """Dense practice on one scene: every flag located, some named, something asked about the picture."""
     lessons: list[Lesson] = []
     for index, flag in enumerate(scene.flags):
-        words = scene.references(index)
-        if not words:
+        if not (words := scene.references(index)):
             continue
         for expression in rng.sample(words, min(len(words), 2)):
             lessons.append((f"locate: the flag {expression}", box_text(scene, index)))
@@ -141,8 +123,7 @@ def visual_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
     """What the picture alone answers: how many flags, and of each flag the frame's colour and the half it lies in."""
     lessons = [(rng.choice(COUNT[:-1]), str(len(scene.flags)))]
     for index, flag in enumerate(scene.flags):
-        words = scene.references(index)
-        if not words:
+        if not (words := scene.references(index)):
             continue
         ref = f"the flag {rng.choice(words)}"
         if "frame" not in ref:
@@ -176,7 +157,7 @@ def synonym_lesson(rng: random.Random) -> Lesson:
 def text_lesson(rng: random.Random, copying: float) -> Lesson:
     """One lesson on text; `copying` is the share of plain copying, high at the start of the curriculum."""
     if rng.random() < copying:
-        return spaced(*copy_lesson(rng))
-    kinds = (read_lesson, open_read_lesson, generic_read_lesson, fact_lesson, synonym_lesson)
-    (draw,) = rng.choices(kinds, cum_weights=(0.45, 0.63, 0.8, 0.92, 1.0))
+        return spaced(*reading.copy_lesson(rng))
+    read = (reading.read_lesson, reading.open_read_lesson, reading.generic_read_lesson)
+    (draw,) = rng.choices((*read, fact_lesson, synonym_lesson), cum_weights=(0.45, 0.63, 0.8, 0.92, 1.0))
     return now_and_then_marked(spaced(*draw(rng)), rng)

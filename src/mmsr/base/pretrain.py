@@ -15,15 +15,16 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedTokenizerFast
+from transformers import Qwen2_5_VLForConditionalGeneration as Qwen
 
 from mmsr.base.architecture import GRID, MERGE, PATCH, PICTURE_TOKENS, picture_processor, tiny_config, train_tokenizer
 from mmsr.base.lessons import VIEW, lesson_scene, mosaic, scene_lessons, text_lesson, visual_lessons
@@ -38,8 +39,7 @@ QUIET_WEIGHT = 0.1  # of a token that is no answer, against 1 of an answer's
 QUIET_SHARE = 0.125  # of those tokens are drawn to bear it for all: logits over the vocabulary are a fifth of a step
 
 
-@dataclass(frozen=True)
-class Phase:
+class Phase(NamedTuple):
     """A stretch of training: tokens a sequence, sequences a step, peak rate, share of relays, sequences to warm up."""
 
     length: int
@@ -67,30 +67,28 @@ class Lessons(IterableDataset):
             copying = 0.15 + 0.6 * max(0.0, 1 - drawn / self.phase.warm)
             if rng.random() < MOSAICS:
                 tiles, lessons = mosaic(rng)
-                yield self._fill(self._with_texts(lessons, rng, copying), rng, copying), np.array(tiles)
+                yield self._fill(lessons, rng, copying), np.array(tiles)
                 drawn += 1
                 continue
             scene = lesson_scene(rng)
             view = np.array(scene.picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
             for _ in range(SCENE_REUSE):
-                if rng.random() < self.phase.relays and (lessons := relays.draw(scene, rng)):
+                relay = relays.draw(scene, rng) if rng.random() < self.phase.relays else []
+                if relay:
                     seen = visual_lessons(scene, rng)[:2]  # what relays never ask, lest it be forgotten
-                    lessons = seen + [now_and_then_marked(lesson, rng) for lesson in lessons]
+                    lessons = seen + [now_and_then_marked(lesson, rng) for lesson in relay]
                 else:
-                    lessons = self._with_texts(scene_lessons(scene, rng), rng, copying)
-                yield self._fill(lessons, rng, copying), view
-                drawn += 1
+                    lessons = scene_lessons(scene, rng)
+                yield self._fill(lessons, rng, copying, behind_texts=not relay), view
+            drawn += SCENE_REUSE
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _with_texts(self, lessons: list[Lesson], rng: random.Random, copying: float) -> list[Lesson]:
-        """Half of the time behind some lessons on text: skills must not hang on the place."""
-        before = [text_lesson(rng, copying) for _ in range(rng.randint(1, 4))] if rng.random() < 0.5 else []
-        return before + lessons
-
-    def _fill(self, lessons: list[Lesson], rng: random.Random, copying: float) -> np.ndarray:
+    def _fill(self, lessons: list[Lesson], rng: random.Random, copying: float, behind_texts: bool = True) -> np.ndarray:
         """These lessons, the picture before the first one, then lessons on text up to the phase's length."""
+        if behind_texts and rng.random() < 0.5:  # some lessons on text go first: skills must not hang on the place
+            lessons = [text_lesson(rng, copying) for _ in range(rng.randint(1, 4))] + lessons
         picture = "<|vision_start|>" + "<|image_pad|>" * PICTURE_TOKENS + "<|vision_end|>"
         ids: list[int] = []
         while len(ids) < self.phase.length:
@@ -107,8 +105,7 @@ class Lessons(IterableDataset):
 def patches(views: torch.Tensor) -> torch.Tensor:
     """Pictures [B, 96, 96, 3] as bytes → patches [B·144, 3·2·8·8], as the processor makes them but in one go."""
     processor = picture_processor()
-    mean = torch.tensor(processor.image_mean, device=views.device)
-    std = torch.tensor(processor.image_std, device=views.device)
+    mean, std = (torch.tensor(v, device=views.device) for v in (processor.image_mean, processor.image_std))
     x = ((views.float() / 255 - mean) / std).permute(0, 3, 1, 2)
     b, g = len(views), GRID // MERGE
     x = x.view(b, 3, g, MERGE, PATCH, g, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)  # b gh gw mh mw c ph pw
@@ -116,7 +113,7 @@ def patches(views: torch.Tensor) -> torch.Tensor:
     return x.reshape(b * GRID * GRID, -1)
 
 
-def batched_vision_attention(model: Qwen2_5_VLForConditionalGeneration) -> None:
+def batched_vision_attention(model: Qwen) -> None:
     """Attend to all pictures of a batch at once: they have one size here, and the stock code loops over them."""
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
@@ -148,9 +145,7 @@ def answer_weights(ids: torch.Tensor, tokens: dict[str, int]) -> torch.Tensor:
     return torch.where((opened > closed) & ~opens, 1.0, quiet)
 
 
-def step_loss(
-    model: Qwen2_5_VLForConditionalGeneration, ids: torch.Tensor, views: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
+def step_loss(model: Qwen, ids: torch.Tensor, views: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weighted mean cross-entropy over the text tokens. ids and weights [B, L], views [B, 96, 96, 3]."""
     core = model.model
     film, picture = torch.tensor([[[len(views), GRID, GRID]], [[1, GRID, GRID]]], device=ids.device)
@@ -173,7 +168,7 @@ def learning_rate(progress: float, peak: float) -> float:
     return peak * min(progress / 0.02, 1.0, max(0.0, (1 - progress) / 0.35))
 
 
-def parameter_groups(model: Qwen2_5_VLForConditionalGeneration) -> list[dict]:
+def parameter_groups(model: Qwen) -> list[dict]:
     """Weight decay on matrices alone; the vision encoder at half the rate, for at the full one it loses its colours."""
     groups = []
     for share, vision in ((0.5, True), (1.0, False)):
@@ -186,7 +181,7 @@ def parameter_groups(model: Qwen2_5_VLForConditionalGeneration) -> list[dict]:
 def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int, workers: int) -> None:
     """Train one phase, from `start` or from nothing, for `minutes` of wall-clock time, and save under `out`.
 
-    What is learned so far is saved under `out/partial` every 100 steps. Raises RuntimeError for a loss that diverges.
+    Prints the mean loss of every 100 steps. Raises RuntimeError where it diverges.
     """
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
@@ -195,50 +190,43 @@ def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int
     model, tokenizer = begin(start, seed, device)
     tokens = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "assistant")}
     optimiser = torch.optim.AdamW(parameter_groups(model), lr=phase.peak, betas=(0.9, 0.98), fused=cuda)
-    data = Lessons(tokenizer, phase, seed)
-    loader = DataLoader(data, batch_size=phase.batch, num_workers=workers, pin_memory=cuda)
+    lessons = Lessons(tokenizer, phase, seed)
+    loader = DataLoader(lessons, batch_size=phase.batch, num_workers=workers, pin_memory=cuda)
     before = json.loads((start / "recipe.json").read_text()) if start else []
     name = torch.cuda.get_device_name() if cuda else "cpu"
-    done = asdict(phase) | {"minutes": minutes, "seed": seed, "device": name, "steps": 0}
+    done = phase._asdict() | {"minutes": minutes, "seed": seed, "device": name, "steps": 0}
     began, window = time.time(), []
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "log.jsonl").open("w") as log:
-        for ids, views in loader:
-            progress = (time.time() - began) / (60 * minutes)
-            if progress >= 1:
-                break
-            for group in optimiser.param_groups:
-                group["lr"] = group["share"] * learning_rate(progress, phase.peak)
-            ids, views = ids.to(device, non_blocking=True), views.to(device, non_blocking=True)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16(device)):
-                loss = step_loss(model, ids, views, answer_weights(ids, tokens))
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            window.append(loss.detach())
-            done["steps"] += 1
-            if len(window) == 100:
-                mean, window = torch.stack(window).mean().item(), []
-                row = {"step": done["steps"], "loss": round(mean, 4), "seconds": round(time.time() - began, 1)}
-                print(row, flush=True)
-                print(json.dumps(row), file=log, flush=True)
-                save(model, tokenizer, out / "partial", [*before, done])
-                if not math.isfinite(mean):
-                    raise RuntimeError(f"the loss is {mean} at step {done['steps']}: lower `peak` of this phase")
+    for ids, views in loader:
+        progress = (time.time() - began) / (60 * minutes)
+        if progress >= 1:
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = group["share"] * learning_rate(progress, phase.peak)
+        ids, views = ids.to(device, non_blocking=True), views.to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16(device)):
+            loss = step_loss(model, ids, views, answer_weights(ids, tokens))
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        window.append(loss.detach())
+        done["steps"] += 1
+        if len(window) == 100:
+            mean, window = torch.stack(window).mean().item(), []
+            print({"step": done["steps"], "loss": round(mean, 4), "seconds": round(time.time() - began)}, flush=True)
+            if not math.isfinite(mean):
+                raise RuntimeError(f"the loss is {mean} at step {done['steps']}: lower `peak` of this phase")
     save(model, tokenizer, out, [*before, done])
 
 
-def begin(
-    start: Path | None, seed: int, device: torch.device
-) -> tuple[Qwen2_5_VLForConditionalGeneration, PreTrainedTokenizerFast]:
+def begin(start: Path | None, seed: int, device: torch.device) -> tuple[Qwen, PreTrainedTokenizerFast]:
     """The model and the tokenizer of `start`, or fresh ones; made quick for batches of equal pictures."""
     if start:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+        model = Qwen.from_pretrained(start, dtype=torch.float32)
     else:
         tokenizer = train_tokenizer(seed)
-        model = Qwen2_5_VLForConditionalGeneration(tiny_config(tokenizer))
+        model = Qwen(tiny_config(tokenizer))
     model = model.to(device).train()
     batched_vision_attention(model)
     if device.type == "cuda":
@@ -249,9 +237,7 @@ def begin(
     return model, tokenizer
 
 
-def save(
-    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: list[dict]
-) -> None:
+def save(model: Qwen, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: list[dict]) -> None:
     """Write bf16 weights, tokenizer, processor and recipe, as `load_policy` reads them."""
     weights = {n: w.to(torch.bfloat16) for n, w in model.state_dict().items() if n != "lm_head.weight"}  # it is tied
     model.save_pretrained(out, state_dict=weights)
@@ -268,11 +254,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--start", type=Path, help="the outcome of phase 1, to go on with phase 2")
-    options = parser.parse_args(arguments)
-    first = options.start or options.out / "phase1"
-    if not options.start:
-        train(first, None, PHASES[0], options.minutes[0], options.seed, options.workers)
-    train(options.out, first, PHASES[1], options.minutes[1], options.seed, options.workers)
+    at = parser.parse_args(arguments)
+    start = at.start or at.out / "phase1"
+    if not at.start:
+        train(start, None, PHASES[0], at.minutes[0], at.seed, at.workers)
+    train(at.out, start, PHASES[1], at.minutes[1], at.seed, at.workers)
 
 
 if __name__ == "__main__":

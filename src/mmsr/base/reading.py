@@ -1,8 +1,7 @@
 """Lessons in reading: pages, then a question that one of them answers (used by lessons.py and relays.py).
 
-Real pages of train countries, mostly under invented names and with invented values; and pages made up whole, so that
-any word may be asked for. No lesson gives a fact of a held-out relation; their pages are read like any other, by their
-own words.
+Real pages of train countries, mostly under invented names and with invented values, and pages made up whole. No lesson
+gives a fact of a held-out relation; its page is read like any other, by its own words.
 """
 
 from __future__ import annotations
@@ -10,7 +9,9 @@ from __future__ import annotations
 import functools
 import random
 import re
+import tomllib
 
+from mmsr.presets import ASSETS
 from mmsr.world.names import invented_name, invented_word, real_word
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG
 from mmsr.world.relations import EDGES, RELATIONS, Relation
@@ -18,19 +19,10 @@ from mmsr.world.snapshot import Country, Page, load_world
 
 Lesson = tuple[str, str]
 
-# Pages that no lesson asks about; the skill check says how the base reads them.
-UNREAD = set(
-    "aircraft-prefix urbanization railways export-commodities unemployment-rate merchant-marine life-expectancy".split()
-)
+WORDS = tomllib.loads((ASSETS / "base" / "lessons.toml").read_text(encoding="utf-8"))
+PLAIN_WORDS: list[str] = WORDS["plain"].split()
 TAUGHT = [relation for relation in RELATIONS.values() if not relation.held_out]
 NOT_FOUND = "not found"
-MARKED = 1 / 3  # of the answers
-UNITS = ["%", " km", " sq km", " years", "", "", " m", " million"]
-TAG_WORDS = ["note", "name", "query", "item", "step", "page", "thing", "value", "label", "clue", "word", "part"]
-PLAIN_WORDS = """
-    reason text search img crop answer information text_search img_search what is the of country flag frame red green
-    blue left right top bottom largest smallest need find look page says know must whose this that same word other
-""".split()
 
 
 def noun_of(relation: Relation, rng: random.Random) -> str:
@@ -49,13 +41,9 @@ def pages_of(country: Country) -> list[Page]:
     return [page for page in load_world().pages.values() if page.id.startswith(f"{country.iso}/")]
 
 
-def open_page(country: Country, rng: random.Random) -> Page:
-    """One of the country's pages that lessons may ask about."""
-    return rng.choice([page for page in pages_of(country) if page.id.split("/")[1] not in UNREAD])
-
-
-def open_topic(page: Page, rng: random.Random) -> tuple[str, str, str] | None:
-    """What one clause of a page tells, by the page's own words: noun, answer, clause. None where it cannot be asked."""
+def open_topic(country: Country, rng: random.Random) -> tuple[Page, str, str, str] | None:
+    """What a clause of a page tells, by its own words: page, clause, noun, answer. None where it cannot be asked."""
+    page = rng.choice([page for page in pages_of(country) if page.id.split("/")[1] not in WORDS["unread"]])
     field = page.title.split(": ", 1)[1].lower()
     clauses = page.text.split("; ")
     clause = rng.choice(clauses)
@@ -70,7 +58,7 @@ def open_topic(page: Page, rng: random.Random) -> tuple[str, str, str] | None:
     noun = " ".join(words.replace(" - ", " ").split()) or field
     if rng.random() < 0.3:
         noun = rng.choice(("main ", "number of ", "size of the ", "length of ", "share of ")) + noun
-    return noun, answer, clause
+    return page, clause, noun, answer
 
 
 def excerpt(text: str, answer: str, rng: random.Random) -> str:
@@ -132,11 +120,9 @@ def read_lesson(rng: random.Random) -> Lesson:
 def open_read_lesson(rng: random.Random) -> Lesson:
     """A real page asked by its own words, whatever it is about: the key of one of its clauses, or its title."""
     country = rng.choice(load_world().by_split("train"))
-    page = open_page(country, rng)
-    topic = open_topic(page, rng)
-    if topic is None:
+    if (topic := open_topic(country, rng)) is None:
         return generic_read_lesson(rng)
-    noun, answer, clause = topic
+    page, clause, noun, answer = topic
     name = invented_name(rng) if rng.random() < 0.5 else country.name
     lines = [f"{page.title}: {excerpt(page.text, clause, rng)}".replace(country.name, name)]
     for other in rng.sample(pages_of(country), rng.randint(0, 3)):
@@ -151,15 +137,12 @@ def generic_read_lesson(rng: random.Random) -> Lesson:
     for _ in range(rng.randint(1, 5)):
         word = invented_word if rng.random() < 0.4 else real_word
         noun = " ".join(word(rng) for _ in range(rng.randint(1, 3)))
-        unit = rng.choice(UNITS)
+        unit = rng.choice(WORDS["units"])
         value = invented_number(rng) + unit if rng.random() < 0.5 else invented_name(rng)
-        remarks = (
-            f" ({rng.randint(1990, 2026)} est.)",
-            f"; {invented_word(rng)}: {invented_number(rng)}{unit}",
-            f", {invented_word(rng)}, {invented_word(rng)} ({rng.randint(1990, 2026)})",
-            "",
-        )
-        more = rng.choice(remarks)
+        estimate = f" ({rng.randint(1990, 2026)} est.)"
+        another = f"; {invented_word(rng)}: {invented_number(rng)}{unit}"
+        parts = f", {invented_word(rng)}, {invented_word(rng)} ({rng.randint(1990, 2026)})"
+        more = rng.choice((estimate, another, parts, ""))
         start = rng.choice(("", "", "total: ", f"{invented_word(rng)}: "))
         pages.append((noun, value, f"{name}: {noun.capitalize()}: {start}{value}{more}"))
     noun, value, _ = rng.choice(pages)
@@ -199,7 +182,7 @@ def copy_lesson(rng: random.Random) -> Lesson:
     if kind == 2:
         pick = rng.randrange(len(words))
         return "\n".join(f"{i}. {w}" for i, w in enumerate(words, 1)) + f"\nitem {pick + 1}?", words[pick]
-    tag = rng.choice([*TAG_WORDS, invented_word(rng)])
+    tag = rng.choice([*WORDS["tags"], invented_word(rng)])
     if kind == 3:
         return f"wrap in {tag}: {' '.join(words)}", f"<{tag}> {' '.join(words)}</{tag}>"
     other = invented_word(rng)
@@ -218,11 +201,11 @@ def marked(lesson: Lesson, rng: random.Random) -> Lesson:
     seeing anew: without these lessons it took questions about the picture from 46 % right to 17 %.
     """
     instruction, response = lesson
-    tag, other = rng.sample(TAG_WORDS, 2)
+    tag, other = rng.sample(WORDS["tags"], 2)
     remark = " ".join(rng.choice((invented_word, real_word))(rng) for _ in range(rng.randint(1, 4)))
     return f"{instruction}\n{other}: {remark}; then {tag}", f"<{other}>{remark}</{other}>\n<{tag}>{response}</{tag}>"
 
 
 def now_and_then_marked(lesson: Lesson, rng: random.Random) -> Lesson:
     """A third of the lessons that come here are `marked`."""
-    return marked(lesson, rng) if rng.random() < MARKED else lesson
+    return marked(lesson, rng) if rng.random() < 1 / 3 else lesson

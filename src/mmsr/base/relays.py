@@ -4,9 +4,9 @@
     1. Flag of Kenya … the same question …                       look up what?          ->  Kenya capital
     1. Kenya: Capital: name: Nairobi … the same question …       what do the pages say? ->  Nairobi
 
-What comes back is what the local engine finds among the pages of train countries, shortened by an episode's own
-summariser; most names and values in it are replaced by invented ones. Each instruction says which step it asks for:
-when to take which step, and how the protocol writes it, is left to fine-tuning.
+What comes back is what the local engine finds among the pages of train countries, as an episode would summarise it,
+most names and values replaced by invented ones. When to take which step, and how the protocol writes it, is left to
+fine-tuning: each instruction says which step it asks for.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
-from mmsr.base.reading import NOT_FOUND, TAUGHT, Lesson, fact_of, open_page, open_topic, spaced, value_like
+from mmsr.base.reading import NOT_FOUND, TAUGHT, Lesson, fact_of, open_topic, spaced, value_like
 from mmsr.tools.summary import ExtractiveSummariser
 from mmsr.tools.text import LocalTextSearch
 from mmsr.world.names import invented_name
-from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_EDGE, ABOUT_FLAG
+from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_EDGE, ABOUT_FLAG, POINTING
 from mmsr.world.relations import EDGES
 from mmsr.world.scenes import Scene
 from mmsr.world.snapshot import Country, load_world
@@ -32,8 +33,7 @@ INVENTED = 0.7  # of the names and of the answers
 BUDGETS = (64, 96, 112, 128)  # tokens of what a search returns, about as in an episode
 
 
-@dataclass(frozen=True)
-class Topic:
+class Topic(NamedTuple):
     """A country, the name it goes by here, what is asked about it, the page's word for that, and the answer there."""
 
     country: Country
@@ -55,12 +55,11 @@ class Relays:
 
     def draw(self, scene: Scene, rng: random.Random) -> list[Lesson]:
         """The lessons of one relay about a flag of this scene; none where no flag of it can be pointed at."""
-        spots = [words for i in range(len(scene.flags)) for words in scene.references(i, ["position", "relative"])]
+        spots = [words for i in range(len(scene.flags)) for words in scene.references(i, POINTING)]
         lessons: list[Lesson] = []
         while spots and not lessons:
             kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
-            topic = self._topic(kind, rng)
-            if topic:
+            if topic := self._topic(kind, rng):
                 lessons = self._relay(kind, topic, f"the flag {rng.choice(spots)}", rng)
         return [spaced(*lesson) for lesson in lessons]
 
@@ -68,8 +67,8 @@ class Relays:
         country = rng.choice(self.countries)
         name = invented_name(rng) if rng.random() < INVENTED else country.name
         if kind == "open":
-            found = open_topic(open_page(country, rng), rng)
-            return Topic(country, name, found[0], found[0], found[1]) if found else None
+            found = open_topic(country, rng)
+            return Topic(country, name, found[2], found[2], found[3]) if found else None
         relation = rng.choice(TAUGHT)
         while kind == "hard" and not relation.hard:
             relation = rng.choice(TAUGHT)
@@ -93,10 +92,8 @@ class Relays:
 
     def _two_hops(self, topic: Topic, ref: str, rng: random.Random) -> list[Lesson]:
         """From a first country along an edge; the country that its page names goes by the topic's name here."""
-        edge = rng.choice(list(EDGES.values()))
-        first = rng.choice(self.countries)
-        leads_to = edge.follow(self.world, first.iso)
-        if leads_to is None:
+        edge, first = rng.choice(list(EDGES.values())), rng.choice(self.countries)
+        if (leads_to := edge.follow(self.world, first.iso)) is None:
             return []
         name = invented_name(rng) if rng.random() < INVENTED else first.name
         pages = self._search(f"{first.name} {edge.noun}", f"{edge.noun} {edge.phrase}", rng)

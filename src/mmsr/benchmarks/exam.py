@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmsr.benchmarks.registry import Scores, check_benchmark, find_benchmark
+from mmsr.benchmarks.registry import Scores, check_benchmark
 from mmsr.evaluate import Exam
 from mmsr.task import FileQuestion
 
@@ -22,8 +22,7 @@ def open_benchmark(name: str, data_dir: str | Path, sample: int, seed: int, bloc
 
     At most `block` pictures are in memory at once. Raises BenchmarkError as `Benchmark.load` does.
     """
-    check_benchmark(name, data_dir, sample)
-    benchmark = find_benchmark(name)
+    benchmark = check_benchmark(name, data_dir, sample)
     items = benchmark.load(Path(data_dir), sample, seed)
 
     def published(rows: Sequence[dict[str, Any]]) -> Scores:
@@ -37,5 +36,4 @@ def open_benchmark(name: str, data_dir: str | Path, sample: int, seed: int, bloc
 
 def training_questions(name: str, data_dir: str | Path, sample: int, seed: int) -> list[FileQuestion]:
     """Questions of a training split, their taxonomy for a labeller to fill. Raises BenchmarkError."""
-    check_benchmark(name, data_dir, sample)
-    return [item.asked() for item in find_benchmark(name).load(Path(data_dir), sample, seed)]
+    return [item.asked() for item in check_benchmark(name, data_dir, sample).load(Path(data_dir), sample, seed)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,12 @@ class BenchmarkItem:
     def asked(self, taxonomy: str = "") -> FileQuestion:
         """The question as data building and evaluation take it; an empty taxonomy is for a labeller to fill."""
         answer, *aliases = self.golds
-        about = {"taxonomy": taxonomy, "entity": self.cluster, "half": self.split}
-        return FileQuestion(self.id, self.kind, self.question, answer, tuple(aliases), str(self.picture), **about)
+        about = {"type": self.kind, "taxonomy": taxonomy, "entity": self.cluster, "half": self.split}
+        gold = {"answer": answer, "aliases": tuple(aliases), "picture": str(self.picture)}
+        return FileQuestion(id=self.id, text=self.question, **about, **gold)
 
 
 Draft = tuple[BenchmarkItem, Sequence[Path]]
-
-
-# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -142,12 +140,11 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow as pa  # comes with `datasets`, which TRL needs anyway
-    import pyarrow.parquet as pq
+    import pyarrow.parquet as pq  # comes with `datasets`, which TRL needs anyway
 
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (ValueError, OSError) as error:
         raise BenchmarkError(f"{path.name}: expected a parquet file ({error}).") from error
     columns = file.schema_arrow.names
     pictures = next((name for name in PICTURE_COLUMNS if name in columns), None)
@@ -158,9 +155,6 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"row {number}", row | {"picture": path / pictures / str(number)}
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
 def any_suffix(stem: Path) -> list[Path]:
     """The places of a picture whose name is published without its suffix."""
     return [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
@@ -168,19 +162,18 @@ def any_suffix(stem: Path) -> list[Path]:
 
 def settle(drafts: Sequence[Draft]) -> list[BenchmarkItem]:
     """The items with their pictures' paths; BenchmarkError naming the first picture that is not there."""
-    unpacked = _unpack(dict.fromkeys(places[0] for _, places in drafts if places[0].parent.parent.suffix == ".parquet"))
-    return [replace(item, picture=unpacked.get(places[0]) or _found(item, places)) for item, places in drafts]
+    unpacked = _unpack({places[0] for _, places in drafts if places[0].parent.parent.suffix == ".parquet"})
+    items = []
+    for item, places in drafts:
+        picture = unpacked.get(places[0]) or next((place for place in places if place.is_file()), None)
+        if picture is None:
+            others = f", or one of {len(places) - 1} other spellings of it" if places[1:] else ""
+            raise BenchmarkError(f"The picture of question {item.id} is missing: expected {places[0]}{others}.")
+        items.append(replace(item, picture=picture))
+    return items
 
 
-def _found(item: BenchmarkItem, places: Sequence[Path]) -> Path:
-    for place in places:
-        if place.is_file():
-            return place
-    others = f", or one of {len(places) - 1} other spellings of it" if places[1:] else ""
-    raise BenchmarkError(f"The picture of question {item.id} is missing: expected {places[0]}{others}.")
-
-
-def _unpack(packed: Collection[Path]) -> dict[Path, Path]:
+def _unpack(packed: set[Path]) -> dict[Path, Path]:
     """Where the pictures of parquet rows are now: they are written beside their file as pictures/<file>_<row>.<format>.
 
     They are read in small batches: a file of pictures can be larger than memory.
@@ -188,7 +181,7 @@ def _unpack(packed: Collection[Path]) -> dict[Path, Path]:
     import pyarrow.parquet as pq
 
     written = {}
-    for column in dict.fromkeys(place.parent for place in packed):
+    for column in sorted({place.parent for place in packed}):
         batches = pq.ParquetFile(column.parent).iter_batches(batch_size=32, columns=[column.name])
         for number, cell in enumerate((cell for batch in batches for cell in batch.column(0)), 1):
             if (place := column / str(number)) in packed:

@@ -1,18 +1,7 @@
 """The public benchmarks' own files, read into drafts of one shape: a reader for each.
 
-What a folder must hold:
-
-    infoseek    infoseek_val.jsonl, infoseek_val_qtype.jsonl, oven_images/04/oven_04925692.JPEG
-    evqa        test.csv, inaturalist/val.json and inaturalist/val/…, landmarks/{train,index,test}/a/b/c/abc….jpg
-    okvqa       OpenEnded_mscoco_val2014_questions.json, mscoco_val2014_annotations.json, val2014/COCO_val2014_….jpg
-    aokvqa      aokvqa_v1p0_val.json, val2017/000000299207.jpg
-    simplevqa   any *.parquet files (pictures inside, base64)
-    dynvqa      one DynVQA_en*.jsonl, and images/<question_id>.jpg: it publishes links, not pictures
-    fvqa        fvqa_test.parquet (pictures inside, bytes)
-
-The formats are those of the benchmarks' repositories (`mmsr.benchmarks.scores` has the papers) and, for SimpleVQA and
-FVQA, of the data sets m-a-p/SimpleVQA and lmms-lab/FVQA. Whatever is not as published raises BenchmarkError with file
-and place.
+What a folder must hold, in which formats, is in assets/benchmarks/published.toml. Whatever is not as published raises
+BenchmarkError with file and place.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
 """The paper's benchmarks: loaded from their published files, sampled as the paper samples, scored by their own rules.
 
-    benchmark = find_benchmark("infoseek")
+    benchmark = check_benchmark("infoseek", "data/infoseek")
     items = benchmark.load(Path("data/infoseek"), seed=0)                   # the paper's 2,000, drawn with the seed
     values = benchmark.score(items, answers, labels)                        # {"harmonic_mean": Interval(…), …}
 
 The paper's own results table is an LLM judge's share of correct answers: that is "judge_accuracy", there only with
 the judge's labels. The published metric (`headline`) and plain exact match always stand beside it. What each folder
-must hold is in `mmsr.benchmarks.readers`, the rules in `mmsr.benchmarks.scores`. All values are shares from 0 to 1.
+must hold is in assets/benchmarks/published.toml, the rules are in scores.py. All values are shares from 0 to 1.
 """
 
 from __future__ import annotations
 
 import random
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +22,14 @@ from mmsr.answers import exact_match
 from mmsr.benchmarks import readers
 from mmsr.benchmarks import scores as rules
 from mmsr.benchmarks.files import BenchmarkError, BenchmarkItem, Draft, settle
+from mmsr.presets import ASSETS
 from mmsr.reward import LABELS, Label
 from mmsr.stats import Interval, cluster_mean, cluster_ratio, harmonic_interval
 
 PAPER_SAMPLE = 2000  # of InfoSeek and Encyclopedic-VQA, by the paper; the others are used whole
 UNSEEN = ("unseen_question", "unseen_entity")
 BOOTSTRAP_SEED = 0
+PUBLISHED = tomllib.loads((ASSETS / "benchmarks" / "published.toml").read_text(encoding="utf-8"))
 
 Scores = dict[str, Interval | float]
 Marked = Sequence[tuple[BenchmarkItem, float]]  # items with their marks, from 0 to 1
@@ -55,19 +58,15 @@ class Benchmark:
         Without a sample it is as many as the paper draws. BenchmarkError where files, rows or pictures are not as
         published; only the pictures of the drawn questions are looked for.
         """
-        if not data_dir.is_dir():
-            raise BenchmarkError(f"{data_dir} is not a folder: give the one that holds the files of {self.name}.")
         drafts = list(self.read(data_dir))
         if not drafts:
             raise BenchmarkError(f"{data_dir} holds no question of {self.name}: expected at least one.")
         size = sample or self.drawn or len(drafts)
         if size < len(drafts):
             drafts = [drafts[i] for i in sorted(random.Random(seed).sample(range(len(drafts)), size))]
-        missing = [split for split in UNSEEN if self.halves and all(item.split != split for item, _ in drafts)]
-        if missing:  # better now than after an evening of rollouts
-            raise BenchmarkError(
-                f"None of {len(drafts)} questions is of {missing[0]}: the score needs both, draw more."
-            )
+        for split in UNSEEN if self.halves else ():
+            if all(item.split != split for item, _ in drafts):  # better now than after an evening of rollouts
+                raise BenchmarkError(f"None of {len(drafts)} questions is of {split}: the score needs both, draw more.")
         return settle(drafts)
 
     def score(
@@ -88,7 +87,9 @@ class Benchmark:
                 raise ValueError(f"None of the {len(items)} questions counts for {self.headline}: draw more.")
             scores |= (_unseen if self.halves else _by_kind)(self.headline, counted)
         if labels is not None:
-            scores |= _judged(items, labels) | (_attempts(items, labels) if self.mark is None else {})
+            scores["judge_accuracy"] = _mean([(item, label == "correct") for item, label in zip(items, labels)])
+            scores["judge_unreadable"] = sum(label is None for label in labels) / len(labels)  # they count as wrong
+            scores |= _attempts(items, labels) if self.mark is None else {}
         return scores
 
 
@@ -101,9 +102,6 @@ def _check(items: Sequence[BenchmarkItem], answers: Sequence[str], labels: Seque
     unknown = {*(labels or ())} - {*LABELS, None}
     if unknown:
         raise ValueError(f"Expected labels of {', '.join(LABELS)} or None, got {sorted(unknown)[0]!r}.")
-
-
-# --- summaries --------------------------------------------------------------------------------------------------------
 
 
 def _mean(marked: Marked) -> Interval:
@@ -126,14 +124,6 @@ def _unseen(headline: str, marked: Marked) -> Scores:
     return scores | {split: _mean(half) for split, half in halves.items()} | _by_kind("relaxed_accuracy", marked)
 
 
-def _judged(items: Sequence[BenchmarkItem], labels: Sequence[Label | None]) -> Scores:
-    """The judge's share of correct answers, and the share of unreadable replies, which count as not correct."""
-    return {
-        "judge_accuracy": _mean([(item, label == "correct") for item, label in zip(items, labels)]),
-        "judge_unreadable": sum(label is None for label in labels) / len(labels),
-    }
-
-
 def _attempts(items: Sequence[BenchmarkItem], labels: Sequence[Label | None]) -> Scores:
     """SimpleVQA: F, the harmonic mean of correct and correct given attempted; an unreadable reply is no attempt.
 
@@ -146,23 +136,13 @@ def _attempts(items: Sequence[BenchmarkItem], labels: Sequence[Label | None]) ->
     return {
         "f_score": cluster_ratio([2 * c for c in correct], [1 + a for a in attempted], clusters, BOOTSTRAP_SEED),
         "accuracy_given_attempted": cluster_ratio(correct, attempted, clusters, BOOTSTRAP_SEED),
-        "not_attempted": _mean([(item, 1 - a) for item, a in zip(items, attempted)]),
+        "not_attempted": cluster_mean([1 - a for a in attempted], clusters, BOOTSTRAP_SEED),
     }
 
 
-# --- the registry -----------------------------------------------------------------------------------------------------
-
-
-def _golds(rule: Callable[[str, Sequence[str]], float]) -> Mark:
-    return lambda item, answer: rule(answer, item.golds)
-
-
-def _infoseek(item: BenchmarkItem, answer: str) -> float:
-    return rules.infoseek_mark(answer, item.kind, item.golds, item.limits)
-
-
-def _evqa(item: BenchmarkItem, answer: str) -> float:
-    return rules.evqa_mark(answer, item.golds, item.kind)
+def _by(rule: Callable[..., float], *fields: str) -> Mark:
+    """The rule of an answer and these fields of its question."""
+    return lambda item, answer: rule(answer, *(getattr(item, field) for field in fields))
 
 
 def _aokvqa(item: BenchmarkItem, answer: str) -> float | None:
@@ -170,35 +150,28 @@ def _aokvqa(item: BenchmarkItem, answer: str) -> float | None:
     return None if item.kind == "difficult" else rules.aokvqa_mark(answer, item.golds)
 
 
-BENCHMARKS: dict[str, Benchmark] = {
-    benchmark.name: benchmark
-    for benchmark in (
-        Benchmark("infoseek", "harmonic_mean", readers.infoseek, _infoseek, PAPER_SAMPLE, halves=True),
-        Benchmark("infoseek_train", "relaxed_accuracy", partial(readers.infoseek, split="train"), _infoseek),
-        Benchmark("evqa", "evqa_exact_match", readers.evqa, _evqa, PAPER_SAMPLE),
-        Benchmark("okvqa", "vqa_accuracy", readers.okvqa, _golds(rules.okvqa_mark)),
-        Benchmark("aokvqa", "direct_answer", readers.aokvqa, _aokvqa),
-        Benchmark("simplevqa", "f_score", readers.simplevqa, None),
-        Benchmark("dynvqa", "token_f1_recall", readers.dynvqa, _golds(rules.dynvqa_mark)),
-        Benchmark("fvqa", "fvqa_exact_match", readers.fvqa, _golds(rules.squad_mark)),
-        Benchmark("fvqa_train", "fvqa_exact_match", partial(readers.fvqa, split="train"), _golds(rules.squad_mark)),
-    )
-}
+_infoseek = _by(rules.infoseek_mark, "kind", "golds", "limits")
+_ALL = (
+    Benchmark("infoseek", "harmonic_mean", readers.infoseek, _infoseek, PAPER_SAMPLE, halves=True),
+    Benchmark("infoseek_train", "relaxed_accuracy", partial(readers.infoseek, split="train"), _infoseek),
+    Benchmark("evqa", "evqa_exact_match", readers.evqa, _by(rules.evqa_mark, "golds", "kind"), PAPER_SAMPLE),
+    Benchmark("okvqa", "vqa_accuracy", readers.okvqa, _by(rules.okvqa_mark, "golds")),
+    Benchmark("aokvqa", "direct_answer", readers.aokvqa, _aokvqa),
+    Benchmark("simplevqa", "f_score", readers.simplevqa, None),
+    Benchmark("dynvqa", "token_f1_recall", readers.dynvqa, _by(rules.dynvqa_mark, "golds")),
+    Benchmark("fvqa", "fvqa_exact_match", readers.fvqa, _by(rules.squad_mark, "golds")),
+    Benchmark("fvqa_train", "fvqa_exact_match", partial(readers.fvqa, split="train"), _by(rules.squad_mark, "golds")),
+)
+BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
 
 
-def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of that name; BenchmarkError listing the names otherwise."""
+def check_benchmark(name: str, data_dir: str | Path, sample: int = 0) -> Benchmark:
+    """The benchmark of that name. BenchmarkError, before anything is read, where it, its folder or a sample is none."""
     if name not in BENCHMARKS:
         raise BenchmarkError(f"There is no benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}.")
-    return BENCHMARKS[name]
-
-
-def check_benchmark(name: str, data_dir: str | Path, sample: int) -> None:
-    """Raises BenchmarkError, before anything is read, for a benchmark or a folder that there is not."""
-    find_benchmark(name)
     if not str(data_dir) or not Path(data_dir).is_dir():
-        raise BenchmarkError(f"data_dir must be the folder with the files of {name}: {str(data_dir)!r} is none.")
+        which = f"the files of {name}: {str(data_dir)!r} is none. It holds {PUBLISHED[name]['holds']}."
+        raise BenchmarkError(f"data_dir must be the folder with {which}")
     if sample < 0:
-        raise BenchmarkError(
-            f"sample must be a number of questions, or 0 for as many as the paper draws: got {sample}."
-        )
+        raise BenchmarkError(f"sample must be a number of questions, or 0 for the paper's number: got {sample}.")
+    return BENCHMARKS[name]

@@ -5,59 +5,51 @@
     dynvqa_mark("in November 2024", ["Nov 2024", "November 2024"])   # 1.0: recall of the gold's words
 
 Every function takes the policy's answer and the golds and gives a mark from 0 to 1. Oddities of the official scripts
-are kept, and named where they stand: a score is only comparable when it errs as the others do. Sources: VQA (Antol et
-al. 2015, GT-Vision-Lab/VQA vqaEval.py; OK-VQA uses it), A-OKVQA (Schwenk et al. 2022, eval_predictions.py), InfoSeek
-(Chen et al. 2023, infoseek_eval.py), Encyclopedic-VQA (Mensink et al. 2023, evaluation_utils.py), Dyn-VQA (Li et al.
-2024, OmniSearch evaluate.py), FVQA (MMSearch-R1, Wu et al. 2025, mmsearch_r1_score.py).
+are kept, and named where they stand: a score is only comparable when it errs as the others do. Their word tables
+(normalise.toml) and where they were published (published.toml) are in assets/benchmarks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import string
+import tomllib
 from collections import Counter
 from collections.abc import Sequence
 
-EVQA_PUNCTUATION = string.punctuation + "‘’´`_"
+from mmsr.presets import ASSETS
+
 IOU = 0.5  # from which a list (Encyclopedic-VQA) or a range (InfoSeek) is right
 VQA_AGREEMENT = 3  # annotators who must agree for a full mark
 
-# --- VQA normalisation (OK-VQA, Dyn-VQA) ------------------------------------------------------------------------------
-
-_NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
-DIGITS = {word: str(n) for n, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
-ARTICLES = {"a", "an", "the"}
-VQA_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-# The official table as its right-hand sides: each is also reached from itself with any one apostrophe left out.
-_CONTRACTED = (
-    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
-    "he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've "
-    "needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll "
-    "somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd "
-    "there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't "
-    "what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll "
-    "why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've"
-)
+TABLES = tomllib.loads((ASSETS / "benchmarks" / "normalise.toml").read_text(encoding="utf-8"))
+VQA, TREEBANK = TABLES["vqa"], TABLES["treebank"]
+DIGITS = VQA["digits"]
+EVQA_WORDS = DIGITS | TABLES["evqa"]["words"]
 CONTRACTIONS = {
-    form[:i] + form[i + 1 :]: form for form in _CONTRACTED.split() for i, char in enumerate(form) if char == "'"
-} | {"somebody'd": "somebodyd", "ow's'at": "'ow's'at", "'ows'at": "'ow's'at", "'ow'sat": "'ow's'at"}
+    form[:i] + form[i + 1 :]: form for form in VQA["contracted"].split() for i, char in enumerate(form) if char == "'"
+} | VQA["irregular"]
 
-_DIGIT_COMMA = re.compile(r"\d,\d")
+DIGIT_COMMA = re.compile(r"\d,\d")
 # The script means to spare decimals; its lookbehind is misspelt, so only a digit after the point saves it.
-_PERIOD = re.compile(r"\.(?!\d)")
-_MOST_PERIODS = 32  # it passes re.UNICODE, which is 32, where the number of replacements goes
+PERIOD = re.compile(r"\.(?!\d)")
+MOST_PERIODS = 32  # it passes re.UNICODE, which is 32, where the number of replacements goes
+INFOSEEK_NUMBER = re.compile(r"[-+]?\.?\d+(?:,\d\d\d)*\.?\d*(?:[eE][-+]?\d+)?")
+SENTENCE_END = re.compile(r"(?<=[.?!])[\"')\]]*\s+")
+ABBREVIATION = re.compile(rf"(?:^|[\s(\"'])(?:(?:\w\.)+|(?:{'|'.join(TREEBANK['abbreviations'].split())})\.)$")
 
 
 def vqa_normalise(text: str) -> str:
     """The official VQA normalisation: punctuation, number words, articles, contractions; lower case."""
-    drop_all = _DIGIT_COMMA.search(text) is not None
+    drop_all = DIGIT_COMMA.search(text) is not None
     out = text
-    for mark in VQA_PUNCTUATION:
+    for mark in VQA["punctuation"]:
         touches_space = f"{mark} " in text or f" {mark}" in text
         out = out.replace(mark, "" if touches_space or drop_all else " ")
-    words = _PERIOD.sub("", out, count=_MOST_PERIODS).lower().split()
+    words = PERIOD.sub("", out, count=MOST_PERIODS).lower().split()
     words = [DIGITS.get(word, word) for word in words]
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in VQA["articles"])
 
 
 def okvqa_mark(answer: str, golds: Sequence[str]) -> float:
@@ -84,23 +76,15 @@ def aokvqa_mark(answer: str, golds: Sequence[str]) -> float:
     return min(1.0, sum(answer == gold for gold in golds) / VQA_AGREEMENT)
 
 
-# --- exact match as SQuAD has it (InfoSeek, FVQA) ---------------------------------------------------------------------
+def squad_mark(answer: str, golds: Sequence[str]) -> float:
+    """1 where the answer equals a gold after `squad_normalise` (InfoSeek's strings and times, FVQA)."""
+    return float(squad_normalise(answer) in map(squad_normalise, golds))
 
 
 def squad_normalise(text: str) -> str:
     """Lower case, ASCII punctuation deleted, articles dropped, single spaces; "3.5" becomes "35", as published."""
     text = text.lower().translate(str.maketrans("", "", string.punctuation))
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def squad_mark(answer: str, golds: Sequence[str]) -> float:
-    """1 where the answer equals a gold after `squad_normalise` (InfoSeek's strings and times, FVQA)."""
-    return float(any(squad_normalise(answer) == squad_normalise(gold) for gold in golds))
-
-
-# --- InfoSeek ---------------------------------------------------------------------------------------------------------
-
-_INFOSEEK_NUMBER = re.compile(r"[-+]?\.?\d+(?:,\d\d\d)*\.?\d*(?:[eE][-+]?\d+)?")
 
 
 def infoseek_mark(answer: str, kind: str, golds: Sequence[str], limits: tuple[float, float] | None) -> float:
@@ -120,21 +104,16 @@ def infoseek_mark(answer: str, kind: str, golds: Sequence[str], limits: tuple[fl
 
 
 def _infoseek_range(answer: str) -> tuple[float, float]:
-    """The first two numbers, or one number twice (also where the second is the smaller); (0, 0) where there is none."""
-    spaced = re.sub(r"(?<=\d)-", " - ", answer)  # 9-10 is a range, not a negative number
-    numbers = [number for text in _INFOSEEK_NUMBER.findall(spaced) if (number := _infoseek_number(text)) is not None]
-    if not numbers:
-        return 0.0, 0.0
-    first, last = numbers[0], numbers[min(1, len(numbers) - 1)]
+    """The first two numbers, or one number twice (also where the second is the smaller); (0, 0) where there is none.
+
+    As the script reads them: without commas or a point at either end (".5" is 5); "-.5.3", where it fails, is left out.
+    """
+    numbers = []
+    for text in INFOSEEK_NUMBER.findall(re.sub(r"(?<=\d)-", " - ", answer)):  # 9-10 is a range, not a negative number
+        with contextlib.suppress(ValueError):
+            numbers.append(float(text.replace(",", "").strip(".")))
+    first, last = (numbers * 2 or [0.0, 0.0])[:2]
     return (first, last) if first <= last else (first, first)
-
-
-def _infoseek_number(text: str) -> float | None:
-    """As the script reads it: no commas, no point at either end (".5" is 5); None for "-.5.3", where it fails."""
-    try:
-        return float(text.replace(",", "").strip("."))
-    except ValueError:
-        return None
 
 
 def _overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
@@ -143,19 +122,14 @@ def _overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
     return common / ((a[1] - a[0] + 1e-12) + (b[1] - b[0] + 1e-12) - common)
 
 
-# --- Encyclopedic-VQA -------------------------------------------------------------------------------------------------
-
-_EVQA_WORDS = DIGITS | {"entailment": "yes", "true": "yes", "contradiction": "no", "false": "no"}
-
-
 def evqa_normalise(text: str) -> str:
     """Punctuation deleted, articles and "the answer is" dropped, number and truth words unified, single spaces.
 
     The script also writes contractions out; with every apostrophe gone that can no longer make two answers equal.
     """
-    text = _one_line(text.lower()).translate(str.maketrans("", "", EVQA_PUNCTUATION))
+    text = _one_line(text.lower()).translate(str.maketrans("", "", string.punctuation + "‘’´"))
     words = re.sub(r"\b(the answer is|a|an|the)\b", " ", text).split()
-    return " ".join(_EVQA_WORDS.get(word, word) for word in words)
+    return " ".join(EVQA_WORDS.get(word, word) for word in words)
 
 
 def evqa_mark(answer: str, golds: Sequence[str], kind: str) -> float:
@@ -176,48 +150,28 @@ def _evqa_list_mark(answer: str, gold: str) -> float:
     return float(bool(wanted) and len(wanted & given) / len(wanted | given) >= IOU)
 
 
-# --- Dyn-VQA ----------------------------------------------------------------------------------------------------------
-
-_DROPPED = ",.?!:;'\""
-_ALONE = re.compile(r"\.{2,}|--|''|`+|[;@#$%&*?!\[\](){}<>‒–—―«»“”‘’„\"]")
-_CLITIC = re.compile(r"(?<=[^' ])(n't|'(?:s|m|d|ll|re|ve)|')(?= |$)")
-_OPENING_QUOTE = re.compile(r"(?<!\w)'(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)")
-_FUSED = re.compile(r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b|\b(gim|lem)(me)\b")
-_FULL_STOP = re.compile(r"(?<=[^.\s])\.(?=[\])}>\"' ]*$)")
-_SENTENCE_END = re.compile(r"(?<=[.?!])[\"')\]]*\s+")
-_ABBREVIATION = re.compile(
-    r"(?:^|[\s(\"'])(?:(?:\w\.)+|(?:mr|mrs|ms|dr|st|jr|sr|vs|inc|ltd|co|corp|prof|gen|col|lt|sen|rep|gov|no|etc|"
-    r"jan|feb|mar|apr|aug|sept|oct|nov|dec)\.)$"
-)
-
-
 def dynvqa_tokens(text: str) -> list[str]:
     """The words of a lower-cased text by Penn Treebank rules, without the tokens that are mere punctuation.
 
     The published script uses NLTK's `word_tokenize`. These are its rules without its trained sentence splitter, which
-    matters only to the point of an abbreviation that is not in the list above.
+    matters only to the point of an abbreviation that is not in the list of assets/benchmarks.
     """
-    return [t for sentence in _sentences(text.lower()) for t in _treebank(sentence) if t not in _DROPPED]
+    words = []
+    for sentence in _sentences(text.lower()):
+        sentence = sentence.strip()
+        for pattern, replacement in TREEBANK["rules"]:
+            sentence = re.sub(pattern, replacement, sentence)
+        words += [word for word in sentence.split() if word not in TREEBANK["dropped"]]
+    return words
 
 
 def _sentences(text: str) -> list[str]:
     parts, start = [], 0
-    for gap in _SENTENCE_END.finditer(text):
-        if not _ABBREVIATION.search(text[start : gap.start()]):
+    for gap in SENTENCE_END.finditer(text):
+        if not ABBREVIATION.search(text[start : gap.start()]):
             parts.append(text[start : gap.end()])
             start = gap.end()
     return [*parts, text[start:]]
-
-
-def _treebank(sentence: str) -> list[str]:
-    text = _OPENING_QUOTE.sub("' ", sentence.strip())
-    text = _FULL_STOP.sub(" . ", text)
-    text = re.sub(r"[:,](?!\d)", r" \g<0> ", text)  # 40,000 and 11:30 stay whole
-    text = _ALONE.sub(r" \g<0> ", text)
-    text = re.sub(r"\s+", " ", text.replace('"', " '' "))  # a double quote counts as a word, as in the script
-    text = _CLITIC.sub(r" \1", text)
-    text = _FUSED.sub(lambda found: " ".join(filter(None, found.groups())), text)
-    return text.split()
 
 
 def dynvqa_mark(answer: str, golds: Sequence[str]) -> float:

@@ -2,17 +2,13 @@
 
     mmsr bench --model qwen7b --steps 3 --out bench.json
 
-Nothing is downloaded: the configuration is the published one (fit.py), the tokenizer the tiny base's, whose 2,560
-tokens lie within Qwen's vocabulary, and pictures are scaled to the preset's largest. Training is `train_sft` and
-`train_grpo` as they are. A model of random weights would never write a turn, so it is made to write given ones in
-rollouts; searches run, and the next turn reads what they found. As all rollouts are alike, GRPO's advantages are 0; the
-work is the same.
+Nothing is downloaded. Training is `train_sft` and `train_grpo` as they are. A model of random weights would never write
+a turn, so in rollouts it is made to write given ones; searches run, and the next turn reads what they found. All
+rollouts are alike and their advantages 0; the work is the same.
 
-Utilisation (`mfu`) is the arithmetic that LoRA training needs over what the device could do in that time. A frozen
-weight takes 2 operations a position forwards and 2 backwards; training it would take 2 more for its own gradient. So
-LoRA takes 4·N where full training takes 6·N; `mfu_6n` counts the latter, to be compared with what others report. What
-checkpointing computes twice counts in neither, so torch's FlopCounterMode, which counts what is run, is no help.
-`tiny` stands in for the large sizes: in bf16, with checkpointing.
+Utilisation (`mfu`) is the arithmetic that LoRA training needs over what the device could do in that time: a frozen
+weight takes 2 operations a position forwards and 2 backwards. `mfu_6n` counts the 6·N of full training, to be compared
+with what others report. What checkpointing computes twice counts in neither.
 """
 
 from __future__ import annotations
@@ -22,6 +18,7 @@ import copy
 import functools
 import sys
 import tempfile
+import tomllib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -42,7 +39,7 @@ from mmsr.gpu.meter import REFERENCE, UPDATE, Meter
 from mmsr.grpo import train_grpo
 from mmsr.lab import open_tools
 from mmsr.policy import TINY_DIR, Policy, add_lora, best_device, load_processor
-from mmsr.presets import Preset, get_preset
+from mmsr.presets import ASSETS, Preset, get_preset
 from mmsr.protocol import Answer, ImageSearch, TextSearch, Turn, render_turn
 from mmsr.sft import train_sft
 from mmsr.task import Task
@@ -50,26 +47,27 @@ from mmsr.teacher import Teacher
 from mmsr.world.questions import Question, make_questions
 
 ROLLOUT, TOOLS = "rollout", "tools"
-TERAFLOPS = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L40": 181}  # dense bf16, as the
-TERAFLOPS |= {"RTX 4090": 165, "L4": 121, "RTX 3090": 71}  # vendor states it; the first name in the device's own counts
 LOOK, CAPITAL, AREA = ImageSearch("the flag on the left"), TextSearch("Kenya capital"), TextSearch("Kenya area")
 SIZES = ("max_pixels", "micro_batch", "sft_batch", "grpo_questions", "generations", "lora_r", "completion_tokens")
+SEED = 0
 
 
 class BenchError(Exception):
     """The model does not fit this machine; the message says by how much."""
 
 
-def bench(model: str, steps: int, seed: int = 0) -> dict[str, Any]:
-    """Measure `steps` steps of each stage, after one to warm up. Raises BenchError before anything is allocated."""
+def bench(model: str, steps: int) -> dict[str, Any]:
+    """Measure `steps` steps of each stage, after one to warm up. Raises BenchError before anything is allocated.
+
+    `tiny` stands in for the large sizes: in bf16, with checkpointing.
+    """
     preset = get_preset(model)
     if preset.policy in PUBLISHED:
         if not torch.cuda.is_available():
             print("Without a GPU, a step of this size takes hours.", file=sys.stderr)
         memory, settings = memory_of(preset.policy), {stage: fitting(stage, preset) for stage in STAGES}
     else:
-        memory = Memory(Qwen2_5_VLConfig.from_pretrained(TINY_DIR))
-        settings = dict.fromkeys(STAGES, preset)
+        memory, settings = Memory(Qwen2_5_VLConfig.from_pretrained(TINY_DIR)), dict.fromkeys(STAGES, preset)
     flops, source = peak_flops()
     return {
         "model": model,
@@ -77,13 +75,12 @@ def bench(model: str, steps: int, seed: int = 0) -> dict[str, Any]:
         "device": device(),
         "versions": versions(),
         "device_flops": {"value": flops, "source": source},
-    } | {stage: measure(stage, settings[stage], memory, flops, steps, seed) for stage in STAGES}
+    } | {stage: measure(stage, settings[stage], memory, flops, steps) for stage in STAGES}
 
 
 def fitting(stage: Stage, preset: Preset) -> Preset:
     """The preset with what it takes to fit this machine's free memory. Raises BenchError where nothing does."""
-    cpu = not torch.cuda.is_available()
-    if cpu:
+    if cpu := not torch.cuda.is_available():
         free, name = psutil.virtual_memory().available, "this machine, without a GPU,"
     else:
         free, name = torch.cuda.mem_get_info()[0], torch.cuda.get_device_name()
@@ -96,18 +93,15 @@ def fitting(stage: Stage, preset: Preset) -> Preset:
     return settings
 
 
-def measure(stage: Stage, preset: Preset, memory: Memory, flops: float, steps: int, seed: int) -> dict[str, Any]:
+def measure(stage: Stage, preset: Preset, memory: Memory, flops: float, steps: int) -> dict[str, Any]:
     """One warm-up step and `steps` measured ones of a stage, on a fresh model. `flops`: of the device, a second."""
     size = replace(preset, policy="random", sft_epochs=1, grpo_steps=steps + 1, checkpoint_steps=steps + 2)
-    policy = random_policy(memory.config, size, seed)
+    policy = random_policy(memory.config, size)
     number = (steps + 1) * (size.sft_batch if stage == "sft" else size.grpo_questions)
-    questions = needing_crop(make_questions("train", 3 * number + 24, seed), number)
-    quiet = contextlib.redirect_stdout(sys.stderr)
+    questions = needing_crop(make_questions("train", 3 * number + 24, SEED), number)
+    train, quiet = {"sft": sft, "grpo": grpo}[stage], contextlib.redirect_stdout(sys.stderr)
     with tempfile.TemporaryDirectory() as folder, quiet, Meter(policy.model) as meter:
-        if stage == "sft":
-            sft(policy, questions, size, Path(folder), seed)
-        else:
-            grpo(policy, questions, size, Path(folder), seed, meter)
+        train(policy, questions, size, Path(folder), meter)
     return {
         "settings": {name: getattr(size, name) for name in SIZES},
         "steps": meter.steps,
@@ -116,37 +110,26 @@ def measure(stage: Stage, preset: Preset, memory: Memory, flops: float, steps: i
     }
 
 
-def sft(policy: Policy, questions: Sequence[Question], size: Preset, folder: Path, seed: int) -> None:
+def sft(policy: Policy, questions: Sequence[Question], size: Preset, folder: Path, _: Meter) -> None:
     """On the scripted teacher's episodes, with the gold boxes for its crops."""
     tools = replace(open_tools(size, policy), grounder=oracle(questions))
     env, teacher = env_factory(tools, size.prompts, [Task.of(question) for question in questions])(), Teacher()
     episodes = [to_messages(question, teacher.play(question, env), size.prompts) for question in questions]
     examples = [Example(question, "search_required", episode) for question, episode in zip(questions, episodes)]
-    train_sft(policy, examples, [question.draw() for question in questions], size, folder, seed)
+    train_sft(policy, examples, [question.draw() for question in questions], size, folder, SEED)
 
 
-def grpo(policy: Policy, questions: Sequence[Question], size: Preset, folder: Path, seed: int, meter: Meter) -> None:
-    """On episodes of the written turns."""
+def grpo(policy: Policy, questions: Sequence[Question], size: Preset, folder: Path, meter: Meter) -> None:
+    """On episodes of the written turns; what an environment does counts as tools, grounding by the base included."""
+
+    class TimedEnv(SearchEnv):
+        step = meter.phase(TOOLS)(SearchEnv.step)
+
     policy.model.meter, policy.model.turns = meter, written_turns(policy, size.new_tokens)
     policy = add_lora(policy, size.lora_r, size.lora_alpha)
     tasks = {question.id: Task.of(question) for question in questions}
-    new_env = functools.partial(TimedEnv, meter, open_tools(size, policy), size.prompts, tasks)
-    train_grpo(policy, list(tasks.values()), new_env, size, folder, seed)
-
-
-class TimedEnv(SearchEnv):
-    """Its turns count as tools, grounding by the frozen base included."""
-
-    def __init__(self, meter: Meter, *args: Any):
-        super().__init__(*args)
-        self._meter = meter
-
-    def step(self, turn: str) -> str:
-        with self._meter.phase(TOOLS):
-            return super().step(turn)
-
-
-# --- a policy of random weights ---------------------------------------------------------------------------------------
+    new_env = functools.partial(TimedEnv, open_tools(size, policy), size.prompts, tasks)
+    train_grpo(policy, list(tasks.values()), new_env, size, folder, SEED)
 
 
 class WritingForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
@@ -177,12 +160,11 @@ class WritingForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
             return super().generate(*args, **kwargs, logits_processor=LogitsProcessorList([force]))
 
 
-def random_policy(config: Qwen2_5_VLConfig, preset: Preset, seed: int) -> Policy:
+def random_policy(config: Qwen2_5_VLConfig, preset: Preset) -> Policy:
     """A policy in bf16 on the GPU if there is one, with the tiny base's tokenizer."""
-    torch.manual_seed(seed)
-    with best_device():
-        own = copy.deepcopy(config)  # a trainer changes its model's
-        model = WritingForConditionalGeneration._from_config(own, dtype=torch.bfloat16)
+    torch.manual_seed(SEED)
+    with best_device():  # a copy, for a trainer changes its model's configuration
+        model = WritingForConditionalGeneration._from_config(copy.deepcopy(config), dtype=torch.bfloat16)
     processor = load_processor("tiny")
     if preset.max_pixels:
         processor.image_processor.patch_size = PATCH
@@ -202,13 +184,10 @@ def written_turns(policy: Policy, new_tokens: int) -> list[list[int]]:
     return turns
 
 
-# --- what was measured ------------------------------------------------------------------------------------------------
-
-
 def peak_flops() -> tuple[float, str]:
     """Operations a second of the device in bf16, and where that number is from."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    for known, value in TERAFLOPS.items():
+    for known, value in tomllib.loads((ASSETS / "gpu" / "teraflops.toml").read_text(encoding="utf-8")).items():
         if known in name:
             return value * 1e12, f"the vendor's, for {known}, dense bf16"
     side = 8192 if name else 1024
@@ -225,11 +204,11 @@ def speed(meter: Meter, weights: dict[str, int], flops: float) -> dict[str, Any]
     """
     seconds, positions, steps = meter.seconds, meter.positions, meter.steps
     wall, trained = sum(seconds.values()), positions[UPDATE]
-    scored = {**positions, ROLLOUT: meter.rows[ROLLOUT]}
     forward = Counter()
     for kind, number in positions.items():
-        layers, head = weights["matrices"] * number, weights["head"] * scored[kind]
-        forward[kind] = 2 * (layers + head + weights["vision"] * meter.patches[kind])
+        scored = meter.rows[kind] if kind == ROLLOUT else number
+        operations = weights["matrices"] * number + weights["head"] * scored + weights["vision"] * meter.patches[kind]
+        forward[kind] = 2 * operations
     backward = 2 * (weights["matrices"] + weights["head"]) * trained
     update = forward[UPDATE] + forward[REFERENCE] + backward
     report = {

@@ -4,31 +4,19 @@
     fit(get_preset("qwen7b"), 24)["grpo"]["changes"]                                # what to give up
     memory_of("Qwen/Qwen2.5-VL-7B-Instruct").update(Pass(1, 5000, patches=2048))    # bytes by term
 
-Lengths are the longest that the preset's budgets allow, for it is the longest batch that runs out of memory: SFT on the
-teacher's longest episodes, GRPO with every completion at its limit. TRL generates all rollouts of a step together and
-reads their whole prefixes again at every turn; there lies GRPO's peak.
-
-H, I, kv: width, MLP width and key-value width of a decoder layer. Computing in bf16:
-
-| term | bytes per position |
-|---|---|
-| checkpoints: the input of every layer | 2·H a layer |
-| without them: what a layer with LoRA keeps for its backward pass | 24·H + 4·kv + 8·I a layer |
-| one layer backwards, recomputed | 33·H + 4·kv + 14·I |
-| one layer forwards in rollouts, where TRL computes LoRA in fp32 | 12·H + 12·I |
-| keys and values, in rollouts | 4·kv a layer |
-| pictures: the inputs of the vision blocks, which checkpointing keeps, frozen or not | 2·width a block and patch |
-
-The factors were read off the tensors alive in a training step; tests/gpu holds them to measured peaks. TRL never builds
-the logits of a batch (0.9 MB a position, at 151,936 words in bf16 and fp32): its head works in tiles, 0.25 GiB each.
+Lengths are the longest that the preset's budgets allow, for it is the longest batch that runs out of memory. GRPO's
+peak lies in its rollouts: TRL generates all of a step together and reads their whole prefixes again at every turn. The
+factors are for bf16 with checkpointing, read off the tensors alive in a step; tests/gpu holds them to measured peaks.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
 import math
+import tomllib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -36,7 +24,7 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from mmsr.policy import TINY_DIR
-from mmsr.presets import PRESETS, Preset
+from mmsr.presets import ASSETS, Preset, presets
 
 Stage = Literal["sft", "grpo"]
 STAGES: tuple[Stage, ...] = ("sft", "grpo")
@@ -53,34 +41,22 @@ TILE = (4096, 32768)  # positions and words of TRL's fused head (trl.kernels.chu
 FOLD = 29  # bytes a cell by which a CPU, without Triton, folds a tile: seven fp32 copies and a mask
 NF4 = 0.5 + 0.0159  # bytes a weight: 4 bits, and scales that are quantised themselves
 
-WIDTHS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-PUBLISHED = {  # WIDTHS, the words, and whether head and embedding are one: as in each config.json of the hub
-    "Qwen/Qwen2.5-VL-3B-Instruct": (2048, 11008, 36, 16, 2, 151936, True),
-    "Qwen/Qwen2.5-VL-7B-Instruct": (3584, 18944, 28, 28, 4, 152064, False),
-}
-
-# --- the memory of a model --------------------------------------------------------------------------------------------
+PUBLISHED = tomllib.loads((ASSETS / "gpu" / "models.toml").read_text(encoding="utf-8"))  # sizes by policy
 
 
 def published_config(policy: str) -> Qwen2_5_VLConfig:
     """The published sizes, with the numbers of the tiny base's special tokens, in which `bench` writes."""
-
-    def tokens(config: dict[str, Any]) -> dict[str, int | None]:
-        return {name: number for name, number in config.items() if name.endswith("_token_id")}
-
-    *widths, words, tied = PUBLISHED[policy]
-    tiny = json.loads((TINY_DIR / "config.json").read_text(encoding="utf-8"))
-    text = tokens(tiny["text_config"]) | dict(zip(WIDTHS, widths)) | {"vocab_size": words}
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-    vision = {"hidden_size": 1280, "out_hidden_size": text["hidden_size"]}  # the rest is the library's default
-    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **tokens(tiny))
+    sizes, tiny = copy.deepcopy(PUBLISHED[policy]), json.loads((TINY_DIR / "config.json").read_text(encoding="utf-8"))
+    for to, numbers in ((sizes, tiny), (sizes["text_config"], tiny["text_config"])):
+        to |= {name: number for name, number in numbers.items() if name.endswith("_token_id")}
+    return Qwen2_5_VLConfig(**sizes)
 
 
 @dataclass(frozen=True)
 class Pass:
     """A forward pass: rows of so many positions, padding included, and the patches of all their pictures.
 
-    `padded`: rows differ in length, so an attention mask is built.
+    `padded`: rows differ in length, so an attention mask is built, of `square` cells. `tokens`: positions in all rows.
     """
 
     rows: int
@@ -90,12 +66,10 @@ class Pass:
 
     @property
     def tokens(self) -> int:
-        """Positions in all rows."""
         return self.rows * self.positions
 
     @property
     def square(self) -> int:
-        """Cells of the attention mask."""
         return self.tokens * self.positions if self.padded else 0
 
 
@@ -133,25 +107,28 @@ class Memory:
         held = round(matrices * NF4) if four_bit else 2 * matrices
         return {"weights": held + 2 * (total - matrices), "LoRA and AdamW": self.lora(r) * (18 + 4 * reference)}
 
-    def update(self, shape: Pass, checkpoints: bool = True, cpu: bool = False) -> dict[str, int]:
-        """What a forward and backward pass holds at its peak, beside what stays."""
-        hidden, inner, kv, tokens = self.hidden, self.inner, self.kv, shape.tokens
-        repeated = 4 * (hidden - kv) if shape.padded else 0  # with a mask, keys and values are repeated for every head
-        if checkpoints:
-            kept = {"checkpoints": tokens * 2 * hidden * (self.layers + 1)}
-            kept["pictures"] = shape.patches * 2 * self.vision.hidden_size * (self.vision.depth + 1)
-            layer = tokens * (33 * hidden + 4 * kv + 14 * inner + repeated) + 2 * shape.square
-        else:
-            inside = tokens * (24 * hidden + 4 * kv + 8 * inner + repeated) + 2 * shape.square
-            kept, layer = {"activations": self.layers * inside}, tokens * (14 * hidden + 6 * inner)
-        rows, words = min(tokens, TILE[0]), TILE[1]
-        folding = FOLD * rows * min(words, self.words) if cpu else 0
-        head = 2 * rows * words + folding + 12 * tokens * hidden  # a tile; hidden states and gradients of all positions
-        kept["attention mask"] = shape.square
-        return kept | _largest({"one layer backwards": layer, "logits, in tiles": head})
+    def update(self, shape: Pass, cpu: bool = False) -> dict[str, int]:
+        """What a forward and backward pass holds at its peak, beside what stays.
+
+        Checkpoints are the inputs of every layer, and of the vision blocks, frozen as they are. The logits of a batch
+        are never whole: TRL's head works in tiles. With a mask, keys and values are repeated for every head.
+        """
+        hidden, tokens, rows = self.hidden, shape.tokens, min(shape.tokens, TILE[0])
+        repeated = 4 * (hidden - self.kv) if shape.padded else 0
+        folding = FOLD * rows * min(TILE[1], self.words) if cpu else 0
+        kept = {
+            "checkpoints": tokens * 2 * hidden * (self.layers + 1),
+            "pictures": shape.patches * 2 * self.vision.hidden_size * (self.vision.depth + 1),
+            "attention mask": shape.square,
+        }
+        moments = {
+            "one layer backwards": tokens * (33 * hidden + 4 * self.kv + 14 * self.inner + repeated) + 2 * shape.square,
+            "logits, in tiles": 2 * rows * TILE[1] + folding + 12 * tokens * hidden,  # and all states and gradients
+        }
+        return kept | _largest(moments)
 
     def rollout(self, shape: Pass) -> dict[str, int]:
-        """What generating a turn holds at its peak, beside what stays."""
+        """What generating a turn holds at its peak, beside what stays; TRL computes LoRA in fp32 there."""
         mlp, attention = 12 * self.hidden + 12 * self.inner, 24 * self.hidden + 2 * shape.positions * shape.padded
         moments = {
             "one layer forwards": shape.tokens * max(mlp, attention),
@@ -168,20 +145,16 @@ class Memory:
 
 def _largest(moments: dict[str, int]) -> dict[str, int]:
     """Of terms that are not alive at the same time."""
-    name = max(moments, key=moments.__getitem__)
-    return {name: moments[name]}
+    return dict([max(moments.items(), key=lambda term: term[1])])
 
 
 @functools.cache
 def memory_of(policy: str) -> Memory:
     """The memory of a policy. Raises ValueError for one whose sizes are not known here."""
     if policy not in PUBLISHED:
-        known = ", ".join(name for name, preset in PRESETS.items() if preset.policy in PUBLISHED)
+        known = ", ".join(name for name, preset in presets().items() if preset.policy in PUBLISHED)
         raise ValueError(f"the sizes of {policy!r} are not known here: use one of the presets {known}.")
     return Memory(published_config(policy))
-
-
-# --- the memory of a preset -------------------------------------------------------------------------------------------
 
 
 def longest(stage: Stage, preset: Preset) -> tuple[Pass, Pass]:
@@ -197,12 +170,10 @@ def longest(stage: Stage, preset: Preset) -> tuple[Pass, Pass]:
     return Pass(rows, positions, rows * patches), Pass(few, positions, few * patches, few > 1)
 
 
-def needed(stage: Stage, preset: Preset, checkpoints: bool = True, cpu: bool = False) -> dict[str, int]:
+def needed(stage: Stage, preset: Preset, cpu: bool = False) -> dict[str, int]:
     """Bytes by term, largest first, of the worst moment of a stage, allowances for the device included."""
     memory, (step, micro) = memory_of(preset.policy), longest(stage, preset)
-    moments = [memory.update(micro, checkpoints, cpu)]
-    if stage == "grpo":
-        moments.append(memory.rollout(step))
+    moments = [memory.update(micro, cpu)] + ([memory.rollout(step)] if stage == "grpo" else [])
     terms = memory.static(preset.lora_r, preset.four_bit, reference=stage == "grpo")
     terms |= max(moments, key=lambda moment: sum(moment.values()))
     terms["pixels"] = memory.pixels(step.patches)
@@ -220,28 +191,25 @@ def plan(
     Given up in this order: rows a backward pass (which costs nothing), questions a step, the base in 16 bits if
     `four_bit` may be chosen, half of the pixels, length of completions.
     """
+    grpo, shorter = stage == "grpo", [length for length in COMPLETIONS if length < preset.completion_tokens]
     choices = {
-        "completion_tokens": [preset.completion_tokens],
+        "completion_tokens": [preset.completion_tokens, *(shorter if grpo else [])],
         "max_pixels": [preset.max_pixels, preset.max_pixels // 2],
         "four_bit": [False, True] if four_bit and not preset.four_bit else [preset.four_bit],
-        "grpo_questions": [preset.grpo_questions],
+        "grpo_questions": _halves(preset.grpo_questions) if grpo else [preset.grpo_questions],
         "micro_batch": _halves(preset.micro_batch),
     }
-    if stage == "grpo":
-        choices["completion_tokens"] += [length for length in COMPLETIONS if length < preset.completion_tokens]
-        choices["grpo_questions"] = _halves(preset.grpo_questions)
     for values in itertools.product(*choices.values()):
         settings = replace(preset, **dict(zip(choices, values)))
-        terms = needed(stage, settings, cpu=cpu)
-        if fits := sum(terms.values()) <= capacity:
+        terms = needed(stage, settings, cpu)
+        if sum(terms.values()) <= capacity:
             break
-    changes = {key: {"from": getattr(preset, key), "to": getattr(settings, key)} for key in choices}
+    changes = {key: {"from": getattr(preset, key), "to": value} for key, value in zip(choices, values)}
     return settings, {
-        "fits": fits,
+        "fits": sum(terms.values()) <= capacity,
         "peak_bytes": sum(terms.values()),
         "terms_bytes": terms,
         "changes": {key: change for key, change in changes.items() if change["from"] != change["to"]},
-        "peak_bytes_without_checkpoints": sum(needed(stage, settings, checkpoints=False).values()),
     }
 
 
@@ -271,7 +239,7 @@ def as_table(found: dict[str, Any], gpu_gb: float) -> str:
     ]
     advice = []
     for stage in STAGES:
-        fits, peak, terms, changes, _ = found[stage].values()
+        fits, peak, terms, changes = found[stage].values()
         answer = "does not fit" if not fits else "fits if changed" if changes else "fits"
         parts = " · ".join(f"{name} {size / GIB:.1f}" for name, size in list(terms.items())[:4])
         lines.append(f"{stage:6}{answer:16}{peak / GIB:8.1f}   {parts}")

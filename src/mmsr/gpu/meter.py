@@ -5,9 +5,9 @@
     meter.seconds["update"] / meter.steps   # of the steps after the first, which is a warm-up
     meter.peaks["rollout"]                  # bytes
 
-Nothing of the trainers is changed: one hook on the decoder counts positions, one on the vision encoder patches, one on
-the optimiser ends a step. On a GPU the peak is torch's own. A CPU keeps no such account, so there the bytes of all live
-tensors are counted, operator by operator, during the warm-up alone, for that is slow.
+Nothing of the trainers is changed: hooks on decoder, vision encoder and optimiser count positions, patches and steps.
+On a GPU the peak is torch's own; a CPU keeps no such account, so there the bytes of all live tensors are counted,
+operator by operator, during the warm-up alone, for that is slow.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ class Meter(contextlib.ExitStack):
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration):
         super().__init__()
         self.seconds, self.positions, self.rows, self.patches = self._counts = [Counter() for _ in range(4)]
-        self.peaks, self.shapes = Counter(), {}
-        self.steps, self.current = -1, UPDATE
+        self.peaks, self.shapes, self.steps, self.current = Counter(), {}, -1, UPDATE
         self._pictures = 0  # patches that the encoder has seen for the pass to come
         self._cuda = model.device.type == "cuda"
         self._tensors = None if self._cuda else LiveTensors(model)
@@ -124,13 +123,12 @@ class Meter(contextlib.ExitStack):
 
     def _read_peak(self) -> int:
         """The most bytes since this was last asked; 0 where they are no longer counted."""
+        peak = 0
         if self._cuda:
             peak = torch.cuda.max_memory_allocated()
             torch.cuda.reset_peak_memory_stats()
         elif self._tensors:
             peak, self._tensors.peak = self._tensors.peak, self._tensors.now
-        else:
-            peak = 0
         return peak
 
     def _kind(self) -> str:
@@ -145,12 +143,7 @@ class Meter(contextlib.ExitStack):
         self.positions[kind] += rows * positions
         self.rows[kind] += rows
         if (self._cuda or self._tensors) and (kind not in self.shapes or rows * positions > self.shapes[kind].tokens):
-            self.shapes[kind] = Pass(rows, positions, self._pictures, _builds_mask(kwargs.get("attention_mask")))
+            mask = kwargs.get("attention_mask")  # of every pair of positions, made by `generate`, or of padded rows
+            padded = mask["full_attention"] is not None if isinstance(mask, dict) else not (mask is None or mask.all())
+            self.shapes[kind] = Pass(rows, positions, self._pictures, bool(padded))
         self._pictures = 0
-
-
-def _builds_mask(mask: Any) -> bool:
-    """Whether a pass needs a mask of every pair of positions: `generate` has made it, or rows are padded."""
-    if isinstance(mask, dict):
-        return mask["full_attention"] is not None
-    return mask is not None and not bool(mask.all())

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoProcessor
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
@@ -45,23 +45,19 @@ class DinoGrounder(Grounder):
     def __init__(self, model: Any = None, processor: Any = None, threshold: float = THRESHOLD) -> None:
         self.model, self.processor = (model, processor) if model is not None else load_dino()
         self.threshold = threshold
-        self._boxes: dict[tuple[str, int, str], Box | None] = {}
+        self._boxes: dict[tuple[str, str], Box | None] = {}
 
     def locate(self, picture: Image.Image, expression: str) -> Box | None:
-        """The box in pixels of the picture as it is stored, or None where nothing is found.
-
-        A picture whose EXIF data say that it is to be turned is looked at upright, and the box turned back.
-        """
-        key = (picture_key(picture), orientation(picture), expression)
+        """The box in pixels of the picture, or None where nothing is found."""
+        key = (picture_key(picture), expression)
         if key not in self._boxes:
-            upright = ImageOps.exif_transpose(picture)
-            found = self._detect(upright.convert("RGB"), as_caption(expression))
-            self._boxes[key] = turn_back(enlarge(found, upright), picture) if found else None
+            found = self._detect(picture.convert("RGB"), as_caption(expression))
+            self._boxes[key] = enlarge(found, picture) if found else None
         return self._boxes[key]
 
     @torch.no_grad()
     def _detect(self, picture: Image.Image, caption: str) -> Box | None:
-        """The best box above the threshold, in whole pixels of an upright picture."""
+        """The best box above the threshold, in whole pixels."""
         if not caption:
             return None
         longest = {"truncation": True, "max_length": self.model.config.max_text_len}
@@ -97,17 +93,3 @@ def _grown(low: int, high: int, limit: int) -> tuple[int, int]:
         return low, high
     start = min(max(0, (low + high - least) // 2), limit - least)
     return start, start + least
-
-
-def orientation(picture: Image.Image) -> int:
-    """How EXIF says that a picture is stored: 1 for upright, up to 8."""
-    return picture.getexif().get(ExifTags.Base.Orientation, 1)
-
-
-def turn_back(box: Box, picture: Image.Image) -> Box:
-    """A box on the upright picture as the box on the picture as stored; the same where EXIF turns nothing."""
-    how = orientation(picture)
-    mask = Image.new("1", picture.size[::-1] if 5 <= how <= 8 else picture.size)
-    mask.paste(1, box)
-    mask.getexif()[ExifTags.Base.Orientation] = {6: 8, 8: 6}.get(how, how)  # each of the others undoes itself
-    return ImageOps.exif_transpose(mask).getbbox()

@@ -1,30 +1,21 @@
-"""The one door to the outside: every search, page, judge, teacher and summary goes through it, from the record down.
-
-| layer | what it does | what it raises |
-|---|---|---|
-| record | `Door.answer` keeps a call's outcome, and reads it where it was kept | ReplayMiss |
-| patience | `Patient` waits its turn, asks again where that can help, reads refusals | KeyRefused, QuotaGone, … |
-| budget | `Paid` counts each try and pays for each success | BudgetSpent |
-| wire | `wire.Wire` checks addresses, time and size | Refused, BadAnswer, Unavailable |
+"""The one door to the outside: every search, page, judge, teacher and summary goes through it.
 
     door = Door("record", Path("calls.sqlite"), Budget(money=5.0))
     serper = Service("serper", "https://google.serper.dev", key_env="SERPER_API_KEY", key_header="X-API-KEY")
     call = Call("serper", 1, "POST /search", {"q": "Kenya capital"})
     door.answer(call, lambda: json_text(door.open(serper).post("/search", json=call.body), "serper"))
 
-The lower three are transports of the httpx client that `Door.open` gives. The record lies above them: a call may be two
-requests (an upload and its search), and is kept as what was read in it (a page's main text). Mode "live" keeps nothing,
-"record" asks what its record does not answer yet, "replay" asks nothing. A recorded run replays to the same numbers, so
-one request has one outcome: the first answer kept is everyone's, and a request that failed (not fatally) fails alike
-for the rest of the run and in replay; another recording asks it again.
-
-Keys come from the environment at the moment of the call; they stand in no error, no log line and no record.
+Mode "live" keeps nothing, "record" asks what its record does not answer yet, "replay" asks nothing. A recorded run
+replays to the same numbers, so one request has one outcome: the first answer kept is everyone's, and a request that
+failed (not fatally) fails alike for the rest of the run and in replay; another recording asks it again. The client of
+`Door.open` sends through `Patient` (budget, pace, retries, what a refusal means) and `wire.Wire` (addresses, time,
+size). Keys come from the environment at the moment of the call; they stand in no error, no log line and no record.
 """
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
-import functools
 import http.cookiejar
 import json
 import os
@@ -33,7 +24,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,24 +33,15 @@ from urllib.parse import quote, quote_plus
 import httpx
 
 from mmsr import __version__
-from mmsr.live.limits import (
-    BadAnswer,
-    Budget,
-    KeyRefused,
-    Limits,
-    QuotaGone,
-    RateLimited,
-    Refused,
-    TokenBucket,
-    Unavailable,
-)
+from mmsr.live.limits import BadAnswer, Budget, KeyRefused, Limits, QuotaGone, RateLimited, Refused, Unavailable, bucket
 from mmsr.live.record import Call, Outcome, load, opened, save
 from mmsr.live.wire import Wire
 from mmsr.tools.base import FatalToolError, ToolError, log_keys
 
 Mode = Literal["live", "record", "replay"]
 STRIPES = 1024  # locks that calls with equal keys share, so that eight rollouts with one query pay for it once
-SHORTEST_KEY = 12  # characters of anything that a service would call a key
+SHORTEST_KEY = 12  # characters; "EMPTY", which local servers take, is no secret and may be a word of the answer
+SAID = ("code", "status", "message", "detail")  # the fields of an error that services use
 RETRIED = {408, 425, 429, 500, 502, 503, 504, 529}
 _KEY_TROUBLE = re.compile("api.?key|subscription.?token|invalid token|unauthori[sz]ed", re.IGNORECASE)
 _NO_COOKIES = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
@@ -73,43 +55,34 @@ class ReplayMiss(FatalToolError):
 
 @dataclass(frozen=True)
 class Service:
-    """A web service: where it is, which environment variable holds its key, how the key travels, pace and price.
-
-    The key goes in the header `key_header` (as a bearer's in Authorization) or, where `key_param` is given, into the
-    address of a GET. `rate` is in calls a second, `price` in US dollars a successful call. `quota` is a pattern of the
-    error texts that mean "used up" rather than "slow down"; `help_403` says what a refusal usually means there. `web`
-    is True for strangers' pages: their addresses must be global unless `near` (for a world served on loopback), no
-    proxy is used, and nothing they say ends a run.
-    """
+    """A web service: where it is, which environment variable holds its key, how the key travels, pace and price."""
 
     name: str
     base_url: str
     key_env: str = ""
-    key_header: str = ""
-    key_param: str = ""
-    rate: float = 5.0
-    price: float = 0.0
-    quota: str = "credit|quota|run out|billing"
-    help_403: str = ""
+    key_header: str = ""  # where the key goes, in Authorization as a bearer's
+    key_param: str = ""  # or the part of a GET's address
+    rate: float = 5.0  # calls a second
+    price: float = 0.0  # US dollars for a successful call
+    quota: str = "credit|quota|run out|billing"  # the words of an error that mean "used up" rather than "slow down"
+    help_403: str = ""  # what a refusal usually means there
     limits: Limits = field(default_factory=Limits)
-    web: bool = False
-    near: bool = False
+    web: bool = False  # strangers' pages: addresses must be global, no proxy is used, and nothing they say ends a run
+    near: bool = False  # except that a world served on loopback may lie anywhere
 
     def key(self) -> str:
         """The key, or "" where none is needed. Raises KeyRefused where it is missing or cannot be one."""
-        if not self.key_env:
-            return ""
         key = os.environ.get(self.key_env, "").strip()
-        if not key:
+        if self.key_env and not key:
             raise KeyRefused(f"{self.name} needs a key: set the environment variable {self.key_env}.")
-        if not re.fullmatch(r"[\x21-\x7e]+", key):
+        if not re.fullmatch(r"[\x21-\x7e]*", key):
             raise KeyRefused(f"The key in {self.key_env} has spaces or other characters that no key has: set it again.")
         return key
 
 
 @dataclass
 class Door:
-    """The door itself. Safe between threads and, for one record, between processes; pickles to other processes."""
+    """The door itself. Safe between threads and, for one record, between processes."""
 
     mode: Mode = "live"
     file: Path | None = None
@@ -128,18 +101,14 @@ class Door:
         self._failed: set[str] = set()
         self._stripes = [threading.Lock() for _ in range(STRIPES)]
 
-    def __reduce__(self) -> tuple:
-        return Door, (self.mode, self.file, self.budget)
-
     def open(self, service: Service) -> httpx.Client:
         """A client of the service, without redirects, cookies or credentials of the environment. Raises KeyRefused."""
         key, headers = service.key(), {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         if key and service.key_header:
             headers[service.key_header] = f"Bearer {key}" if service.key_header == "Authorization" else key
         wire = Wire(service.name, service.limits.max_bytes, guarded=service.web and not service.near)
-        stack = Patient(service, key, Paid(service, self.budget, wire))
-        ours = {"headers": headers, "transport": stack, "trust_env": False, "cookies": _NO_COOKIES}
-        return httpx.Client(base_url=service.base_url, **ours)
+        ours = {"transport": Patient(service, key, self.budget, wire), "trust_env": False, "cookies": _NO_COOKIES}
+        return httpx.Client(base_url=service.base_url, headers=headers, **ours)
 
     def answer(self, call: Call, ask: Callable[[], str]) -> str:
         """The text of the answer to `call`; `ask` goes outside and is run only where the mode wants it.
@@ -151,93 +120,84 @@ class Door:
         with self._counting:
             self.asked[call.backend] += 1
         if self.mode == "live":
-            return _sent(call, ask)
+            return _outcome(call, ask).result()
         with self._stripes[int(key[:8], 16) % STRIPES]:
             kept = load(self.file, key)
             if self.mode == "replay" and kept is None:
-                asked = json.dumps(call.body, ensure_ascii=False, sort_keys=True)
-                raise ReplayMiss(
-                    f"The record {self.file} has no answer to {call.backend} {call.path} {_short(asked, 160)} "
-                    f"(key {key[:12]}): record it, or ask what was asked then."
-                )
+                asked = f"{call.backend} {call.path} {_short(json.dumps(call.body, ensure_ascii=False), 160)}"
+                said = f"The record {self.file} has no answer to {asked} (key {key[:12]})"
+                raise ReplayMiss(f"{said}: record it, or ask what was asked then.")
             if self.mode == "record" and (kept is None or (kept.error and key not in self._failed)):
-                kept = self._asked_and_kept(call, ask)
+                started = time.monotonic()
+                outcome = _outcome(call, ask)
+                if outcome.error:
+                    self._failed.add(key)
+                kept = save(self.file, call, outcome, time.monotonic() - started)
             return kept.result()
 
-    def _asked_and_kept(self, call: Call, ask: Callable[[], str]) -> Outcome:
-        started = time.monotonic()
-        try:
-            outcome = Outcome(_sent(call, ask))
-        except FatalToolError:
-            raise  # says nothing about the request: the next run must ask again
-        except ToolError as error:
-            outcome = Outcome(str(error), type(error).__name__)
-            self._failed.add(call.key)
-        return save(self.file, call, outcome, time.monotonic() - started)
 
-
-def _sent(call: Call, ask: Callable[[], str]) -> str:
+def _outcome(call: Call, ask: Callable[[], str]) -> Outcome:
     try:
-        return ask()
+        return Outcome(ask())
     except (httpx.InvalidURL, UnicodeError):
-        raise Refused(f"{call.backend} was given an address or a text that cannot be sent: check them.") from None
+        return Outcome(f"{call.backend} was given an address or a text that cannot be sent: check them.", "Refused")
+    except FatalToolError:
+        raise  # says nothing about the request: the next run must ask again
+    except ToolError as error:
+        return Outcome(str(error), type(error).__name__)
+
+
+# --- reading answers that nobody promised -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def understood(service: str) -> Iterator[None]:
+    """Within the block an answer is read as if it had the service's format: BadAnswer says where it has not."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        said = _short(f"{type(error).__name__}: {error}")
+        raise BadAnswer(f"{service} answered in another format than its own ({said}): try again later.") from None
 
 
 def json_text(reply: httpx.Response, service: str) -> str:
     """The body of a reply as text that is JSON. Raises BadAnswer where it is none."""
-    try:
+    with understood(service):
         text = reply.content.decode("utf-8-sig")
         json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadAnswer(f"{service} answered with broken JSON ({_short(str(error))}): try again later.") from None
     return text
 
 
-# --- the transports over the wire -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Paid(httpx.BaseTransport):
-    """Counts a try against the budget and pays for a success. Raises BudgetSpent where nothing is left."""
-
-    service: Service
-    budget: Budget
-    below: httpx.BaseTransport
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        self.budget.admit(self.service.name)
-        reply = self.below.handle_request(request)
-        if reply.is_success:
-            self.budget.add(self.service.name, self.service.price)
-        return reply
+# --- the transport over the wire --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Patient(httpx.BaseTransport):
     """Asks at the service's pace, and again where that can help, within `Limits.total` seconds of the first try.
 
-    The wait for the pace comes on top: it is standing in line, not a slow answer. A success is returned, without the
-    key where the service echoes it; every other status becomes the error that it means.
+    The wait for the pace comes on top: it is standing in line, not a slow answer. Each try counts against the budget,
+    and each success is paid for. Every status but a success becomes the error that it means.
     """
 
     service: Service
     key: str
-    below: httpx.BaseTransport
+    budget: Budget
+    wire: httpx.BaseTransport
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         limits, key_param = self.service.limits, self.service.key_param
-        bucket = _bucket(self.service.name, request.url.netloc, self.service.rate)
+        pace = bucket(self.service.name, request.url.netloc, self.service.rate)
         if self.key and key_param and request.method == "GET":  # not earlier: httpx logs the address that it was asked
             url = request.url.copy_merge_params({key_param: self.key})
             request = httpx.Request("GET", url, headers=request.headers, extensions=request.extensions)
         ends, tries = time.monotonic() + limits.total, 0
         while True:
-            ends += bucket.take()
+            ends += pace.take()
             tries += 1
             seconds = min(limits.attempt, ends - time.monotonic())
             request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
             try:
-                return self._checked(self.below.handle_request(request))
+                return self._tried(request)
             except Unavailable as error:
                 asked = error.retry_after
                 # Doubled each time, and drawn so that many callers do not come back together.
@@ -248,10 +208,14 @@ class Patient(httpx.BaseTransport):
                     raise type(error)(f"{error}{hint} Gave up after {count}.", asked) from None
                 time.sleep(wait)
 
-    def _checked(self, reply: httpx.Response) -> httpx.Response:
-        service, status = self.service, reply.status_code
+    def _tried(self, request: httpx.Request) -> httpx.Response:
+        service = self.service
+        self.budget.admit(service.name)
+        reply = self.wire.handle_request(request)
+        status = reply.status_code
         reply = httpx.Response(status, headers=reply.headers, content=_without(reply.content, self.key))
         if reply.is_success:
+            self.budget.add(service.name, service.price)
             return reply
         said = _said(reply.content)
         text = f"{service.name} answered HTTP {status}" + (f" ({said})." if said else ".")
@@ -265,18 +229,9 @@ class Patient(httpx.BaseTransport):
         raise Refused(f"{text} {service.help_403}" if status == 403 and service.help_403 else text)
 
 
-@functools.lru_cache(maxsize=4096)
-def _bucket(name: str, host: bytes, rate: float) -> TokenBucket:
-    """One bucket for all clients of a service in this process: engines limit an account, not an object."""
-    return TokenBucket(rate)
-
-
 def _used_up(reply: httpx.Response, said: str, quota: str) -> bool:
-    """Whether a refusal is final for this account: by its status, its words, or Brave's header of two windows.
-
-    Brave counts down a second and a month in one header, "0, 0"; a zero in the last one is the month's.
-    """
-    windows = reply.headers.get("x-ratelimit-remaining", "").split(",")
+    """Whether a refusal is final for this account: by its status, its words, or Brave's header."""
+    windows = reply.headers.get("x-ratelimit-remaining", "").split(",")  # left in this second, and in this month
     month_over = reply.status_code == 429 and len(windows) > 1 and windows[-1].strip() == "0"
     by_words = reply.status_code in (400, 403, 429) and bool(re.search(quota, said, re.IGNORECASE))
     return reply.status_code in (402, 432, 433) or by_words or month_over
@@ -302,8 +257,8 @@ def _said(body: bytes) -> str:
         return "" if text.lstrip().startswith("<") else _short(text)
     error = found.get("error", found) if isinstance(found, dict) else found
     if isinstance(error, dict):
-        parts = [error.get(k) for k in ("code", "status", "message", "detail")]
-        error = " ".join(str(p) for p in parts if isinstance(p, str | int)) or json.dumps(error)
+        parts = [str(error[name]) for name in SAID if isinstance(error.get(name), str | int)]
+        error = " ".join(parts) or json.dumps(error)
     return _short(str(error))
 
 
@@ -312,11 +267,8 @@ def _short(text: str, length: int = 200) -> str:
 
 
 def _without(body: bytes, key: str) -> bytes:
-    """The body with the key blotted out, plain or escaped: a service may echo what it was sent.
-
-    A placeholder such as "EMPTY", which local servers take, is no secret and may be a word of the answer.
-    """
-    secret = len(key) >= SHORTEST_KEY
-    for form in {key, quote(key, safe=""), quote_plus(key), json.dumps(key)[1:-1]} if secret else ():
-        body = body.replace(form.encode(), b"***")
+    """The body with the key blotted out, plain or escaped: a service may echo what it was sent."""
+    if len(key) >= SHORTEST_KEY:
+        for form in {key, quote(key, safe=""), quote_plus(key), json.dumps(key)[1:-1]}:
+            body = body.replace(form.encode(), b"***")
     return body

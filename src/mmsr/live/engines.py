@@ -5,8 +5,7 @@
     search.search("Kenya capital", k=5)     # -> [Hit(id="https://…", title=…, text=…, score=1.0, url="https://…"), …]
     WebSearch(IMAGE_ENGINES["serpapi_lens"], door).search(crop, k=5)      # the crop is uploaded: no hosting is needed
 
-An engine is where it is, what it is asked and how its answer is read; nothing else differs between engines. `moved`
-points one elsewhere, at `mmsr serve` say, whose hits then get the world's own identifiers.
+The engines are tables of `assets/live/engines.toml`; here stands what one of them does in a way of its own.
 """
 
 from __future__ import annotations
@@ -17,17 +16,20 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Container
+import tomllib
+from collections.abc import Container
 from dataclasses import dataclass, replace
+from string import Template
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from PIL import Image
 
-from mmsr.live.door import Door, Service, json_text
-from mmsr.live.limits import BadAnswer, Refused
+from mmsr.live.door import Door, Service, json_text, understood
+from mmsr.live.limits import Refused
 from mmsr.live.pages import OWN_RATE, PageReader, with_pages
 from mmsr.live.record import Call
+from mmsr.presets import ASSETS
 from mmsr.tools.base import Hit
 from mmsr.tools.picture import flat, picture_key
 
@@ -36,37 +38,52 @@ LENS_BYTES = 500_000  # SerpApi refuses larger uploads
 VISION_BYTES = 4_000_000  # Google refuses requests over 10 MB, and base64 makes a third more of a picture
 
 Query = str | Image.Image
-Ask = Callable[[Door, "Engine", Query, dict[str, Any]], str]
-Read = Callable[[Any, Service], list[Hit]]
-
-
-def _ask(door: Door, engine: Engine, query: Query, body: dict[str, Any]) -> str:
-    method, path = engine.path.split()
-    reply = door.open(engine.service).request(method, path, **{"params" if method == "GET" else "json": body})
-    return json_text(reply, engine.service.name)
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """One engine: its service, what it is asked, and how its answer is read.
-
-    Method and path, `body(query, k)` and `version`, that of our dialect, are the call as the record knows it, without
-    key and picture. `hits(answer, service)` reads the JSON. `ask` sends a call in another way than its body alone.
-    """
+    """One engine: its service, what it is asked, and where its answer holds what (see `assets/live/engines.toml`)."""
 
     service: Service
-    path: str
-    body: Callable[[Query, int], dict[str, Any]]
-    hits: Read
-    ask: Ask = _ask
-    version: int = 1
+    call: str
+    body: str
+    found: tuple[str, ...] = ()
+    title: str = "title"
+    link: str = "link"
+    text: str = "snippet"
+    page: str = ""
+    most: int = 100
+    version: int = 1  # of our dialect: with call and filled body, what the record knows a search by
+
+    def filled(self, query: Query, k: int) -> Row:
+        """The body for a query; a picture is no part of it."""
+        words = {"k": k, "count": min(max(k, LEAST), self.most), "query": json.dumps(str(query))}
+        return json.loads(Template(self.body).substitute(words))
+
+    def ask(self, door: Door, body: Row) -> str:
+        """The text of the answer. Raises the errors of `limits`."""
+        method, path = self.call.split()
+        reply = door.open(self.service).request(method, path, **{"params" if method == "GET" else "json": body})
+        return json_text(reply, self.service.name)
+
+    def hits(self, rows: list[Row]) -> list[Hit]:
+        """Hits from rows with this engine's names; an engine that gives no scores gets 1, 1/2, 1/3, … by rank."""
+        hits = []
+        for row in rows:
+            url = plain(row.get(self.link))
+            if self.page:
+                url = self.service.base_url.rstrip("/") + self.page + quote(url)
+            if re.match(r"https?://", url):
+                title, text = plain(row.get(self.title)), plain(row.get(self.text))
+                hits.append(Hit(url, title, text, 1 / (len(hits) + 1), url))
+        return hits
 
 
 def moved(engine: Engine, url: str) -> Engine:
     """An engine at another address, at its own where `url` is empty.
 
-    At its own its key must be set; at another it is sent if it is set, and a server that needs none is taken for one's
-    own: it costs nothing and is asked as fast as it answers.
+    There its key is sent only if it is set; without one it costs nothing and is asked as fast as it answers.
     """
     if not url:
         return engine
@@ -81,10 +98,10 @@ def set_key(key_env: str) -> str:
 
 @dataclass(frozen=True)
 class WebSearch:
-    """`base.TextSearch` or `base.ImageSearch` by one web engine.
+    """`base.TextRetriever` or `base.ImageRetriever` by one web engine; a reader gives hits the text of their pages.
 
-    With a reader, hits carry the text of their pages instead of snippets. `names` are the identifiers of the world
-    behind `mmsr serve`: its hits are named as the local tools name them ("ke/capital", "ke"), all others as they are.
+    `names` are the identifiers of the world behind `mmsr serve`: its hits are named as the local tools name them
+    ("ke/capital", "ke"), all others as they are.
     """
 
     engine: Engine
@@ -94,12 +111,16 @@ class WebSearch:
 
     def search(self, query: Query, k: int) -> list[Hit]:
         """At most `k` hits, best first. Raises the errors of `limits`, or ReplayMiss."""
-        engine, service = self.engine, self.engine.service
-        body = engine.body(query, k)
-        pictures = () if isinstance(query, str) else (picture_key(query),)
-        call = Call(service.name, engine.version, engine.path, body, pictures)
-        answer = self.door.answer(call, lambda: engine.ask(self.door, engine, query, body))
-        hits = [self._named(hit) for hit in engine.hits(json.loads(answer), service)[:k]]
+        engine, name = self.engine, self.engine.service.name
+        body, pictures = engine.filled(query, k), () if isinstance(query, str) else (picture_key(query),)
+
+        def ask() -> str:
+            sent = SENDERS[name](engine, self.door, query, body) if pictures else body
+            return engine.ask(self.door, sent)
+
+        text = self.door.answer(Call(name, engine.version, engine.call, body, pictures), ask)
+        with understood(name):
+            hits = [self._named(hit) for hit in READERS.get(name, _listed)(engine, json.loads(text))[:k]]
         return with_pages(hits, self.reader) if self.reader else hits
 
     def _named(self, hit: Hit) -> Hit:
@@ -107,7 +128,7 @@ class WebSearch:
         return replace(hit, id=name) if name in self.names else hit
 
 
-# --- reading answers that nobody promised -----------------------------------------------------------------------------
+# --- reading answers: what has another shape raises, and `understood` says so -----------------------------------------
 
 
 def plain(text: Any, limit: int = 4000) -> str:
@@ -118,77 +139,50 @@ def plain(text: Any, limit: int = 4000) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split())[:limit]
 
 
-def rows(answer: Any, service: Service, *path: str) -> list[dict[str, Any]]:
-    """The list of objects at `path` in an answer; [] where the field is absent. Raises BadAnswer for another shape."""
+def _rows(answer: Row, *path: str) -> list[Row]:
+    """The list at `path` in an answer; [] where a field is absent."""
     for name in path:
-        if not isinstance(answer, dict):
-            raise BadAnswer(f"{service.name} answered in another format: no object holds {name!r}.")
         answer = answer.get(name)
         if answer is None:
             return []
-    if not isinstance(answer, list) or not all(isinstance(row, dict) for row in answer):
-        raise BadAnswer(f"{service.name} answered in another format: {'.'.join(path)} is no list of objects.")
-    return answer
+    return list(answer)
 
 
-def web_hits(found: list[dict[str, Any]], title: str, link: str, text: str) -> list[Hit]:
-    """Hits from rows with these field names; an engine that gives no scores gets 1, 1/2, 1/3, … by rank."""
-    hits = []
-    for row in found:
-        url = plain(row.get(link))
-        if re.match(r"https?://", url):
-            hits.append(Hit(url, plain(row.get(title)), plain(row.get(text)), 1 / (len(hits) + 1), url))
-    return hits
+def _listed(engine: Engine, answer: Row) -> list[Hit]:
+    return engine.hits(_rows(_without_error(engine, answer), *engine.found))
 
 
-def _at(*path: str, link: str = "link", text: str = "snippet") -> Read:
-    """Reads the hits at `path`, whose titles all engines call `title`."""
-    return lambda answer, service: web_hits(rows(_no_error(answer, service), service, *path), "title", link, text)
-
-
-def _no_error(answer: Any, service: Service) -> Any:
+def _without_error(engine: Engine, answer: Row) -> Row:
     """The answer. SerpApi tells errors, and that nothing was found, in the `error` of a success. Raises Refused."""
-    error = answer.get("error") if isinstance(answer, dict) else None
+    error = answer.get("error")
     if isinstance(error, str) and not re.search("returned any results|no results", error, re.IGNORECASE):
-        raise Refused(f"{service.name} refused the search ({plain(error, 200).rstrip('.')}).")
+        raise Refused(f"{engine.service.name} refused the search ({plain(error, 200).rstrip('.')}).")
     return answer
 
 
-def _wikimedia(answer: Any, service: Service) -> list[Hit]:
-    wiki = service.base_url.rstrip("/") + "/wiki/"
-    pages = [row | {"link": wiki + quote(str(row.get("key", "")))} for row in rows(answer, service, "pages")]
-    return web_hits(pages, "title", "link", "excerpt")
-
-
-def _searchr1(answer: Any, service: Service) -> list[Hit]:
+def _searchr1(engine: Engine, answer: Row) -> list[Hit]:
     """Search-R1's server answers a batch; a document's first line is its title in quotation marks."""
-    batch = answer.get("result") if isinstance(answer, dict) else None
-    if not isinstance(batch, list) or len(batch) != 1:
-        raise BadAnswer("searchr1 answered in another format: result is no list of one list.")
     hits = []
-    for rank, row in enumerate(rows({"documents": batch[0]}, service, "documents"), 1):
+    [batch] = answer["result"]
+    for rank, row in enumerate(batch, 1):
         document = row.get("document", row)
-        contents = document.get("contents") if isinstance(document, dict) else None
-        if not isinstance(contents, str):
-            raise BadAnswer("searchr1 answered in another format: a document has no contents.")
-        title, _, text = contents.partition("\n")
-        score = row.get("score")
-        score = float(score) if isinstance(score, int | float) else 1 / rank
+        title, _, text = document["contents"].partition("\n")
+        score = float(row.get("score", 1 / rank))
         name = plain(str(document.get("id") or title.strip('"')))
         hits.append(Hit(name, plain(title).strip('"'), plain(text), score, plain(document.get("url"))))
     return hits
 
 
-def _vision(answer: Any, service: Service) -> list[Hit]:
+def _vision(engine: Engine, answer: Row) -> list[Hit]:
     """Pages with the picture first; then, for a picture no page has, what the web calls such pictures."""
-    first = (rows(answer, service, "responses") or [{}])[0]
-    if isinstance(error := first.get("error"), dict):
+    first = (_rows(answer, "responses") or [{}])[0]
+    if error := first.get("error"):
         raise Refused(f"google_vision refused the picture ({plain(error.get('message'), 200).rstrip('.')}).")
     kinds = ("bestGuessLabels", "webEntities", "pagesWithMatchingImages")
-    labels, entities, pages = (rows(first, service, "webDetection", kind) for kind in kinds)
+    labels, entities, pages = (_rows(first, "webDetection", kind) for kind in kinds)
     names = [plain(row.get("label")) for row in labels] + [plain(row.get("description")) for row in entities]
     about = ", ".join(dict.fromkeys(name for name in names if name))
-    hits = web_hits([row | {"about": about} for row in pages], "pageTitle", "url", "about")
+    hits = engine.hits([row | {"about": about} for row in pages])
     for row in entities:
         if name := plain(row.get("description")):
             hits.append(Hit(plain(row.get("entityId")) or name, name, about, 1 / (len(hits) + 1)))
@@ -211,85 +205,33 @@ def jpeg(picture: Image.Image, max_bytes: int) -> bytes:
     raise Refused(f"A picture of {picture.size} pixels cannot be sent: make it larger than 16 pixels.")
 
 
-def base64_jpeg(picture: Image.Image, max_bytes: int = VISION_BYTES) -> str:
+def base64_jpeg(picture: Image.Image) -> str:
     """The picture as JPEG in base64, for JSON bodies and data addresses."""
-    return base64.b64encode(jpeg(picture, max_bytes)).decode("ascii")
+    return base64.b64encode(jpeg(picture, VISION_BYTES)).decode("ascii")
 
 
-def _ask_lens(door: Door, engine: Engine, picture: Image.Image, body: dict[str, Any]) -> str:
+def _uploaded(engine: Engine, door: Door, picture: Image.Image, body: Row) -> Row:
     """SerpApi's Lens takes the picture first and searches by the identifier it gives: two requests, one call."""
     service, key = engine.service, {engine.service.key_param: engine.service.key()}
     files = {"image": ("picture.jpg", jpeg(picture, LENS_BYTES), "image/jpeg")}
-    upload = json.loads(json_text(door.open(service).post("/image", data=key, files=files), service.name))
-    name = upload.get("image_id") if isinstance(upload, dict) else None
-    if not isinstance(name, str):
-        _no_error(upload, service)
-        raise BadAnswer("serpapi_lens answered in another format: the upload has no image_id.")
-    return _ask(door, engine, picture, body | {"image_id": name, "output": "json"})
+    upload = json_text(door.open(service).post("/image", data=key, files=files), service.name)
+    with understood(service.name):
+        return body | {"image_id": _without_error(engine, json.loads(upload))["image_id"], "output": "json"}
 
 
-def _ask_vision(door: Door, engine: Engine, picture: Image.Image, body: dict[str, Any]) -> str:
-    return _ask(door, engine, picture, {"requests": [{"image": {"content": base64_jpeg(picture)}, **body}]})
+def _enclosed(engine: Engine, door: Door, picture: Image.Image, body: Row) -> Row:
+    return {"requests": [{"image": {"content": base64_jpeg(picture)}, **body}]}
 
 
-# --- the engines ------------------------------------------------------------------------------------------------------
+# --- the engines: their tables, and what some do in a way of their own ------------------------------------------------
 
-SERPER = Engine(
-    Service("serper", "https://google.serper.dev", "SERPER_API_KEY", key_header="X-API-KEY", price=0.001),
-    "POST /search",
-    lambda query, k: {"q": query, "num": max(k, LEAST)},
-    _at("organic"),
-)
-SERPAPI = Engine(
-    Service("serpapi", "https://serpapi.com", "SERPAPI_API_KEY", key_param="api_key", price=0.015),
-    "GET /search",
-    lambda query, k: {"q": query, "engine": "google", "output": "json"},
-    _at("organic_results"),
-)
-BRAVE = Engine(
-    Service("brave", "https://api.search.brave.com", "BRAVE_API_KEY", "X-Subscription-Token", rate=1.0, price=0.005),
-    "GET /res/v1/web/search",
-    lambda query, k: {"q": query, "count": min(max(k, LEAST), 20)},  # Brave refuses more
-    _at("web", "results", link="url", text="description"),
-)
-SEARXNG = Engine(
-    Service("searxng", "http://127.0.0.1:8888", help_403="Add json to search.formats in its settings."),
-    "GET /search",
-    lambda query, k: {"q": query, "format": "json"},
-    _at("results", link="url", text="content"),
-)
-WIKIMEDIA = Engine(
-    Service("wikimedia", "https://en.wikipedia.org", rate=1.0),
-    "GET /w/rest.php/v1/search/page",
-    lambda query, k: {"q": query, "limit": max(k, LEAST)},
-    _wikimedia,
-)
-SEARCH_R1 = Engine(
-    Service("searchr1", "http://127.0.0.1:8000", rate=100.0),
-    "POST /retrieve",
-    lambda query, k: {"queries": [query], "topk": k, "return_scores": True},
-    _searchr1,
-)
-SERPAPI_LENS = Engine(  # its price is that of each of two requests
-    Service("serpapi_lens", "https://serpapi.com", "SERPAPI_API_KEY", key_param="api_key", rate=2.0, price=0.0075),
-    "GET /search",
-    lambda picture, k: {"engine": "google_lens", "type": "visual_matches"},
-    _at("visual_matches", text="source"),
-    _ask_lens,
-)
-GOOGLE_VISION = Engine(
-    Service(
-        "google_vision",
-        "https://vision.googleapis.com",
-        "GOOGLE_API_KEY",
-        "X-Goog-Api-Key",  # Google takes it in the address too, where logs and proxies would see it
-        price=0.0035,
-        quota="per day|billing",  # its limits per minute speak of a quota as well
-    ),
-    "POST /v1/images:annotate",
-    lambda picture, k: {"features": [{"type": "WEB_DETECTION", "maxResults": 10}]},
-    _vision,
-    _ask_vision,
-)
-TEXT_ENGINES = {e.service.name: e for e in (SERPER, SERPAPI, BRAVE, SEARXNG, WIKIMEDIA, SEARCH_R1)}
-IMAGE_ENGINES = {e.service.name: e for e in (SERPAPI_LENS, GOOGLE_VISION)}
+READERS = {"searchr1": _searchr1, "google_vision": _vision}
+SENDERS = {"serpapi_lens": _uploaded, "google_vision": _enclosed}  # what is sent of a picture besides the body
+
+
+def _engines(kind: str) -> dict[str, Engine]:
+    tables = tomllib.loads((ASSETS / "live" / "engines.toml").read_text(encoding="utf-8"))[kind]
+    return {name: Engine(**table | {"service": Service(name, **table["service"])}) for name, table in tables.items()}
+
+
+TEXT_ENGINES, IMAGE_ENGINES = _engines("text"), _engines("picture")

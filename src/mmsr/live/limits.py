@@ -1,12 +1,12 @@
 """What bounds the outside calls of a run (time, size, pace, calls, money), and the errors that say so.
 
-Errors of class `FatalToolError` end a run (the key is refused, the quota or the budget is gone, a replay has no such
-record); every other `ToolError` is an observation that an episode can go on from.
+Errors of class `FatalToolError` end a run; every other `ToolError` is an observation that an episode can go on from.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import threading
 import time
@@ -61,23 +61,16 @@ class Limits:
     max_bytes: int = 8_000_000
 
 
-@dataclass
 class Budget:
     """Calls and US dollars that may be spent on outside calls; None means no limit. Safe between threads.
 
-    With a `file` all processes that name it share the budget, at once or one after another, and what a killed one spent
-    still counts; without it each counts for itself. Calls under way when the money runs out are finished and paid.
+    With a `file` all processes that name it share the budget, at once or one after another; without it each counts for
+    itself. Calls under way when the money runs out are finished and paid.
     """
 
-    calls: int | None = None
-    money: float | None = None
-    file: Path | None = None
-
-    def __post_init__(self) -> None:
+    def __init__(self, calls: int | None = None, money: float | None = None, file: Path | None = None) -> None:
+        self.calls, self.money, self.file = calls, money, file
         self._lock, self._used = threading.Lock(), dict[str, dict[str, float]]()
-
-    def __reduce__(self) -> tuple:
-        return Budget, (self.calls, self.money, self.file)
 
     def admit(self, service: str) -> None:
         """Count one call. Raises BudgetSpent instead where nothing is left for it."""
@@ -118,15 +111,20 @@ class TokenBucket:
     """At most `rate` calls a second on average, up to a second's worth at once; callers wait in line."""
 
     def __init__(self, rate: float) -> None:
-        self.rate, self._level, self._at = rate, max(1.0, rate), time.monotonic()
-        self._lock = threading.Lock()
+        self._step, self._most = 1 / rate, max(1.0, 1 / rate)  # seconds between calls, and that may be saved up
+        self._turn, self._lock = 0.0, threading.Lock()
 
     def take(self) -> float:
         """Wait for this caller's turn. Returns the seconds that it took."""
         with self._lock:
             now = time.monotonic()
-            self._level = min(max(1.0, self.rate), self._level + (now - self._at) * self.rate) - 1
-            self._at = now
-            wait = max(0.0, -self._level / self.rate)
+            self._turn = max(self._turn, now - self._most) + self._step
+            wait = max(0.0, self._turn - now)
         time.sleep(wait)
         return wait
+
+
+@functools.lru_cache(maxsize=4096)
+def bucket(service: str, host: bytes, rate: float) -> TokenBucket:
+    """One bucket for all clients of a service in this process: engines limit an account, not an object."""
+    return TokenBucket(rate)

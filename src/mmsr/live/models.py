@@ -4,9 +4,8 @@
     chat = Chat(model, door, role="teacher")
     chat.complete([{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "…"}]}])
 
-Every call goes through the door and its record, by role, with pictures known by the hash of their pixels. Tokens and
-dollars are counted alike live and in replay. The client is our own and not the openai package, whose HTTP stack
-(httpx2) cannot serve the door's transports.
+Pictures are recorded by the hash of their pixels; tokens and dollars are counted alike live and in replay. The client
+is our own and not the openai package, whose HTTP stack (httpx2) cannot serve the door's transports.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmsr.live.door import Door, Service, json_text
+from mmsr.live.door import Door, Service, json_text, understood
 from mmsr.live.engines import base64_jpeg
 from mmsr.live.limits import BadAnswer, Limits
 from mmsr.live.record import Call
@@ -26,7 +25,6 @@ from mmsr.tools.base import log_usage
 from mmsr.tools.picture import picture_key
 
 Message = Mapping[str, Any]
-
 VERSION = 1
 PATIENCE = Limits(total=300.0, attempt=120.0, tries=5, first_wait=1.0)
 # Providers word limits per minute as quotas too; only these words mean that money must be paid first.
@@ -79,28 +77,26 @@ class Chat:
         self._usage, self._lock = Counter(calls=0, prompt_tokens=0, completion_tokens=0, cost=0.0), threading.Lock()
 
     def complete(self, messages: Sequence[Message], seed: int | None = None) -> Completion:
-        """The model's answer to a chat; `seed` tells repeated samples of one chat apart, in the record too.
+        """The model's answer to a chat of messages as above; `seed` tells repeated samples of one chat apart.
 
-        A message is {"role", "content"}; content is text or parts {"type": "text", "text"} and {"type": "image",
-        "image": PIL picture}. Raises the errors of `live.limits`, or ReplayMiss.
+        Raises the errors of `live.limits`, or ReplayMiss.
         """
         model, path = self.model, "/chat/completions"
         asked = {"model": model.model, "temperature": model.temperature, "max_tokens": model.max_tokens, "seed": seed}
         asked = {name: value for name, value in {**asked, **model.extra}.items() if value is not None}
-        parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+        parts = [part for message in messages for part in message["content"] if isinstance(part, Mapping)]
         hashes = tuple(picture_key(part["image"]) for part in parts if part["type"] == "image")
-        named = asked | {"messages": [_message(m, lambda picture: "picture") for m in messages]}
+        named = asked | {"messages": [_message(message, as_data=False) for message in messages]}
         call = Call(self.role, VERSION, f"POST {path}", named, hashes)
 
         def ask() -> str:
-            sent = asked | {"messages": [_message(m, _data_address) for m in messages]}
+            sent = asked | {"messages": [_message(message, as_data=True) for message in messages]}
             text = json_text(self.door.open(model.service(self.role)).post(path, json=sent), self.role)
             self.door.budget.add(self.role, self._read(text, call.key).cost)
             return text
 
         answer = self._read(self.door.answer(call, ask), call.key)
-        tokens = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
-        used = {"calls": 1, **tokens, "cost": answer.cost}
+        used = {"calls": 1} | {name: getattr(answer, name) for name in ("prompt_tokens", "completion_tokens", "cost")}
         with self._lock:
             self._usage.update(used)
         log_usage(self.role, used)
@@ -112,33 +108,27 @@ class Chat:
             return dict(self._usage)
 
     def _read(self, text: str, key: str) -> Completion:
-        answer = json.loads(text)
-        try:
-            choice = answer["choices"][0]
+        with understood(self.role):
+            answer = json.loads(text)
+            choice, usage = answer["choices"][0], answer.get("usage") or {}
             content, finish = choice["message"]["content"], str(choice.get("finish_reason"))
-            usage = answer.get("usage") or {}
             tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-            raise BadAnswer(f"{self.role} answered in another format: it has no choices with a message.") from None
-        if isinstance(content, list):
-            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+            if isinstance(content, list):
+                content = "".join(str(part.get("text", "")) for part in content)
         if not isinstance(content, str) or not content.strip():
             raise BadAnswer(f"{self.role} ({self.model.model}) gave no text: it ended with {finish[:40]!r}.")
         cost = (tokens[0] * self.model.price_in + tokens[1] * self.model.price_out) / 1e6
         return Completion(content.encode("utf-8", "replace").decode(), finish, *tokens, cost, key)
 
 
-def _data_address(picture: Any) -> str:
-    return f"data:image/jpeg;base64,{base64_jpeg(picture)}"
-
-
-def _message(message: Message, address: Callable[[Any], str]) -> dict[str, Any]:
+def _message(message: Message, as_data: bool) -> dict[str, Any]:
     """A message as the endpoint takes it; results of our tools are the user's words, as in the chat template."""
+
+    def sent(part: Message) -> Message:
+        if part["type"] == "text":
+            return part
+        url = f"data:image/jpeg;base64,{base64_jpeg(part['image'])}" if as_data else "picture"
+        return {"type": "image_url", "image_url": {"url": url}}
+
     role, content = "user" if message["role"] == "tool" else message["role"], message["content"]
-    if not isinstance(content, str):
-        shown = {"type": "image_url"}
-        content = [
-            shown | {"image_url": {"url": address(part["image"])}} if part["type"] == "image" else {**part}
-            for part in content
-        ]
-    return {"role": role, "content": content}
+    return {"role": role, "content": content if isinstance(content, str) else [sent(part) for part in content]}

@@ -1,6 +1,6 @@
 """Where a run's tools and large models are: the notebooks' dictionary `outside`, checked, and what it opens.
 
-outside = read_settings(Outside, {"search": "serper", "judge": "gpt-4o"}, "outside")
+size, outside = settings("tiny", {"grpo_steps": 8}, {"search": "serper", "judge": "gpt-4o"})
 connection = connect(outside, folder)
 connection.text_search(load_world()).search("Kenya capital", 5)
 connection.judge                                         # `reward.Judge`: None means exact match
@@ -10,7 +10,7 @@ record_usage(connection, folder, "04_evaluate")          # what was asked and sp
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from mmsr.live.milvus import world_image_search, world_text_search
 from mmsr.live.models import Chat, ChatModel
 from mmsr.live.pages import PageReader
 from mmsr.live.roles import LLMSummariser, ModelJudge, summarisers
+from mmsr.presets import Preset, get_preset, read_settings
 from mmsr.results import record_metrics
 from mmsr.tools.base import ImageRetriever, TextRetriever
 from mmsr.world.snapshot import World
@@ -39,44 +40,30 @@ LOOSE = {"loose": True}  # it may change when a run goes on
 class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """What is asked outside, and where. Raises ValueError for values that do not go together.
 
-    | key | value |
-    |---|---|
-    | search, search_url | "local" or one of `TEXT_ENGINES`; another address for it, such as `mmsr serve` gives |
-    | picture_search, picture_url | "local" or one of `IMAGE_ENGINES`; another address for it |
-    | … "milvus" for either | the world in the Milvus at the address, or in the file (.db), that the second one gives |
-    | read_pages | whether the pages that a web engine names are read, or their snippets have to do |
-    | grounder | "base" (the frozen policy) or "dino" (Grounding DINO) |
-    | teacher, judge, summary | a model's name at the endpoint; "" for the script, exact match, the extractive summary |
-    | teacher_workers | episodes that the teacher plays side by side |
-    | llm_url, llm_price_in, llm_price_out | an OpenAI-compatible endpoint, "" for OpenAI's; dollars a million tokens |
-    | record, mode | the file of the record; "live", "record" or "replay" (see `live.door`) |
-    | budget_calls, budget_money | what the whole run may spend outside, in calls and US dollars; 0 for no limit |
-
-    Keys come from the environment alone; at another address than an engine's own see `engines.moved`.
+    The keys of services come from the environment alone; at another address than an engine's own see `engines.moved`.
     """
 
     search: Literal[LOCAL, MILVUS, *TEXT_ENGINES] = LOCAL
-    search_url: str = Field("", json_schema_extra=PATH)
+    search_url: str = Field("", json_schema_extra=PATH)  # another address, such as that of `mmsr serve`; or Milvus
     picture_search: Literal[LOCAL, MILVUS, *IMAGE_ENGINES] = LOCAL
-    picture_url: str = Field("", json_schema_extra=PATH)
-    read_pages: bool = True
-    grounder: Literal["base", "dino"] = "base"
-    teacher: str = ""
-    teacher_workers: int = Field(8, ge=1, json_schema_extra=LOOSE)
-    judge: str = ""
-    summary: str = ""
-    llm_url: str = Field("", json_schema_extra=LOOSE)
-    llm_price_in: float = Field(0.0, ge=0)
+    picture_url: str = Field("", json_schema_extra=PATH)  # as search_url
+    read_pages: bool = True  # the pages that a web engine names, or their snippets have to do
+    grounder: Literal["base", "dino"] = "base"  # the frozen policy, or Grounding DINO
+    teacher: str = ""  # a model's name at the endpoint, "" for the script
+    teacher_workers: int = Field(8, ge=1, json_schema_extra=LOOSE)  # episodes side by side
+    judge: str = ""  # a model's name, "" for exact match
+    summary: str = ""  # a model's name, "" for the extractive summary
+    llm_url: str = Field("", json_schema_extra=LOOSE)  # an OpenAI-compatible endpoint, "" for OpenAI's
+    llm_price_in: float = Field(0.0, ge=0)  # US dollars a million tokens
     llm_price_out: float = Field(0.0, ge=0)
-    record: str = Field("", json_schema_extra=PATH)
-    mode: Mode = "live"
-    budget_calls: int = Field(0, ge=0, json_schema_extra=LOOSE)
-    budget_money: float = Field(0.0, ge=0, json_schema_extra=LOOSE)
+    record: str = Field("", json_schema_extra=PATH)  # the file of the record
+    mode: Mode = "live"  # see `live.door`
+    budget_calls: int = Field(0, ge=0, json_schema_extra=LOOSE)  # of the whole run; 0 for no limit
+    budget_money: float = Field(0.0, ge=0, json_schema_extra=LOOSE)  # in US dollars
 
     @model_validator(mode="after")
     def _together(self) -> Outside:
-        for kind in ("search", "picture_search", "llm"):
-            key = kind.removesuffix("_search") + "_url"
+        for kind, key in (("search", "search_url"), ("picture_search", "picture_url"), ("llm", "llm_url")):
             url, engine = getattr(self, key), getattr(self, kind, "")
             if url and engine == LOCAL:
                 raise ValueError(f"{key} is given but {kind} is {LOCAL}: name the engine whose dialect it speaks.")
@@ -119,6 +106,13 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             service.key()
 
 
+def settings(
+    preset: str, sizes: Mapping[str, Any] | None = None, outside: Mapping[str, Any] | None = None
+) -> tuple[Preset, Outside]:
+    """The checked sizes and sources of an experiment. Raises ValueError, in one sentence, for what cannot be."""
+    return get_preset(preset, sizes), read_settings(Outside, outside or {}, "outside")
+
+
 @dataclass(frozen=True)
 class Connection:
     """What a notebook asks through: the door to the outside, the judge and the summarisers where models are named."""
@@ -136,17 +130,15 @@ class Connection:
 
     def text_search(self, world: World) -> TextRetriever:
         """The engine for text, or the world's pages in Milvus. Raises KeyError where search is local."""
-        at = self.outside
-        if at.search == MILVUS:
-            return world_text_search(world, at.search_url)
-        return self._search(TEXT_ENGINES[at.search], at.search_url, world.pages)
+        name, url = self.outside.search, self.outside.search_url
+        return world_text_search(world, url) if name == MILVUS else self._search(TEXT_ENGINES[name], url, world.pages)
 
     def picture_search(self, world: World) -> ImageRetriever:
         """The engine for pictures, or the world's flags in Milvus. Raises KeyError where picture_search is local."""
-        at = self.outside
-        if at.picture_search == MILVUS:
-            return world_image_search(world, at.picture_url)
-        return self._search(IMAGE_ENGINES[at.picture_search], at.picture_url, {flag.iso for flag in world.flags})
+        name, url = self.outside.picture_search, self.outside.picture_url
+        if name == MILVUS:
+            return world_image_search(world, url)
+        return self._search(IMAGE_ENGINES[name], url, {flag.iso for flag in world.flags})
 
     def _search(self, engine: Engine, url: str, names: Container[str]) -> WebSearch:
         """A web engine; at an address of one's own it may be `mmsr serve`, whose hits bear the world's names."""
@@ -167,29 +159,28 @@ def connect(outside: Outside, folder: Path | None = None) -> Connection:
     return Connection(outside, door, judge, summaries, [role.chat for role in (judge, *(summaries or ())) if role])
 
 
-# --- the account ------------------------------------------------------------------------------------------------------
-
-
 def record_usage(connection: Connection, folder: Path, notebook: str) -> str:
     """Write down what this notebook asked for outside, if anything, and return it in a few lines.
 
-    `metrics.json` gets what is alike live, recorded and replayed: `outside/<notebook>/<back end>/asked`, tokens and
-    dollars by role, and the judge's labels as `judge/<notebook>/<label>`. `outside/<notebook>.json`, for the manifest,
-    also has the models, the hash of the judge's prompt and what the run has truly spent so far.
+    `metrics.json` gets what is alike live and replayed: counts by back end, tokens and dollars by role, the judge's
+    labels. `outside/<notebook>.json` also has models, the hash of the judge's prompt and what the run has truly spent.
     """
     asked, spent = dict(sorted(connection.door.asked.items())), connection.door.budget.summary()
     if not asked:
         return "Nothing was asked outside."
-    kept: dict[str, Any] = {"asked": asked, "roles": _roles(connection.chats), "spent_by_the_run": spent}
+    kept: dict[str, Any] = {"asked": asked, "roles": {}, "spent_by_the_run": spent}
     values = {f"outside/{notebook}/{name}/asked": float(count) for name, count in asked.items()}
-    for role, usage in kept["roles"].items():
-        values |= {f"outside/{notebook}/{role}/{key}": usage[key] for key in ("tokens", "dollars")}
+    for chat in connection.chats:  # the two summarisers are one role
+        usage, role = chat.usage(), kept["roles"].setdefault(chat.role, {"model": chat.model.model})
+        role["tokens"] = role.get("tokens", 0) + usage["prompt_tokens"] + usage["completion_tokens"]
+        role["dollars"] = round(role.get("dollars", 0.0) + usage["cost"], 6)
+        values |= {f"outside/{notebook}/{chat.role}/{key}": role[key] for key in ("tokens", "dollars")}
     calls, dollars = (sum(one[key] for one in spent.values()) for key in ("calls", "money"))
     told = f"asked outside: {_list(asked)}\nspent by this run so far: {calls:.0f} calls, ${dollars:.4f}"
     if judge := connection.judge:
-        kept["judge"] = {"prompt_sha256": judge.prompt_hash, "counts": judge.counts()}
+        kept["judge"] = {"prompt_sha256": judge.settings["prompt"], "counts": judge.counts()}
         values |= {f"judge/{notebook}/{name}": float(count) for name, count in judge.counts().items()}
-        told += f"\njudge (prompt {judge.prompt_hash}): {_list(judge.counts())}"
+        told += f"\njudge (prompt {judge.settings['prompt']}): {_list(judge.counts())}"
     record_metrics(folder, values)
     write_json(folder / USAGE / f"{notebook}.json", kept)
     return told
@@ -197,16 +188,3 @@ def record_usage(connection: Connection, folder: Path, notebook: str) -> str:
 
 def _list(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
-
-
-def _roles(chats: Sequence[Chat]) -> dict[str, dict[str, Any]]:
-    """Model, tokens and dollars of each role; the two summarisers are one role."""
-    roles: dict[str, dict[str, Any]] = {}
-    for chat in chats:
-        usage, role = (
-            chat.usage(),
-            roles.setdefault(chat.role, {"model": chat.model.model, "tokens": 0, "dollars": 0.0}),
-        )
-        role["tokens"] += usage["prompt_tokens"] + usage["completion_tokens"]
-        role["dollars"] = round(role["dollars"] + usage["cost"], 6)
-    return roles

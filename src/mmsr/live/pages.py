@@ -1,6 +1,4 @@
-"""Reading the pages that search results name, as carefully as strangers' addresses deserve.
-
-    PageReader(door).read("https://en.wikipedia.org/wiki/Kenya")     # -> the main text, without menus and markup
+"""Reading the pages that search results name: PageReader(door).read("https://…") is a page's text without its menus.
 
 The address must be on the public internet (see `wire`); redirects are not followed; at most 2 MB of HTML or plain text
 are read. The extracted text is recorded, so that a replay does not depend on the extractor's version (trafilatura).
@@ -12,7 +10,7 @@ import contextlib
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import httpx
 import trafilatura
@@ -31,20 +29,19 @@ PAGE = Service("page", "", rate=4.0, limits=Limits(total=20.0, attempt=10.0, tri
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class PageReader:
-    """Reads pages of the public web; `service` holds the limits, and `near=True` in it lets local addresses through.
+    """Reads pages of the public web, and of a search server at the address `own`: wherever it lies, and fast."""
 
-    `own` is the address of a search server of one's own: its pages are read wherever it lies, as fast as it gives them.
-    """
-
-    def __init__(self, door: Door, service: Service = PAGE, own: str = "") -> None:
-        self.door, self.service, self.own = door, service, own.rstrip("/")
+    door: Door
+    service: Service = PAGE
+    own: str = ""
 
     def read(self, url: str) -> str:
         """Its main text, at most MAX_CHARS characters. Raises Refused for what is no address of the web, and more."""
         if not url.startswith(("http://", "https://")):
             raise Refused(f"{url[:80]} is no address of a web page: only http and https are read.")
-        own = self.own and url.startswith(self.own + "/")
+        own = self.own and url.startswith(self.own.rstrip("/") + "/")
         service = replace(self.service, near=True, rate=OWN_RATE) if own else self.service
         call = Call("page", VERSION, "GET", {"url": url})
         return self.door.answer(call, lambda: main_text(self.door.open(service).get(url)))
@@ -64,10 +61,7 @@ def main_text(reply: httpx.Response) -> str:
 
 
 def decode(body: bytes, header: str) -> str:
-    """The body as text, by the encoding that the header or the page names, else as UTF-8 or what reads without fail.
-
-    The extractor could guess too, but would unpack a compressed body that calls itself HTML.
-    """
+    """The body as text, by the encoding that the header or the page names, else as UTF-8 or what reads without fail."""
     names = re.findall(r"charset=[\"']?([\w-]+)", header + " " + body[:2048].decode("latin-1").lower())
     for name in [*names, "utf-8"]:
         with contextlib.suppress(LookupError, UnicodeError):

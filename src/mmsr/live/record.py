@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mmsr.files import write_rows
 from mmsr.live.limits import BadAnswer, RateLimited, Refused, Unavailable
 from mmsr.tools.base import FatalToolError, ToolError
 
@@ -35,8 +36,7 @@ INSERT = """INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO 
 class Call:
     """What makes an outside call itself: back end, version of our dialect of it, method and path, body, pictures.
 
-    `body` is JSON in which a picture is only named; `pictures` are their sha256 values, in order. No credential is part
-    of a call, hence of the record.
+    `body` is JSON in which a picture is only named; `pictures` are their sha256 values. No credential is part of it.
     """
 
     backend: str
@@ -99,19 +99,15 @@ def opened(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
 def load(file: Path, key: str) -> Outcome | None:
     """The outcome kept under `key`, or None."""
     with opened(file) as connection:
-        return _kept(connection, key)
+        row = connection.execute("SELECT answer, error FROM calls WHERE key = ?", (key,)).fetchone()
+    return Outcome(zlib.decompress(row[0]).decode(), row[1]) if row else None
 
 
 def save(file: Path, call: Call, outcome: Outcome, seconds: float) -> Outcome:
     """Keep an outcome and return what is now kept, which another process may have answered first."""
     with opened(file, write=True) as connection:
         _insert(connection, call, outcome, round(seconds, 3), datetime.now(UTC).isoformat(timespec="seconds"))
-        return _kept(connection, call.key)
-
-
-def _kept(connection: sqlite3.Connection, key: str) -> Outcome | None:
-    row = connection.execute("SELECT answer, error FROM calls WHERE key = ?", (key,)).fetchone()
-    return Outcome(zlib.decompress(row[0]).decode(), row[1]) if row else None
+    return load(file, call.key)
 
 
 def _insert(connection: sqlite3.Connection, call: Call, outcome: Outcome, seconds: float, created: str) -> bool:
@@ -125,14 +121,14 @@ def _insert(connection: sqlite3.Connection, call: Call, outcome: Outcome, second
 
 def export_jsonl(file: Path, out: Path) -> int:
     """Write the record as one JSON object a line, ordered by key, and return their number."""
-    count = 0
-    with opened(file) as connection, out.open("w", encoding="utf-8", newline="\n") as lines:
+    query = "SELECT key, request, error, answer, seconds, created FROM calls ORDER BY key"
+    with opened(file) as connection:
         connection.row_factory = sqlite3.Row
-        for row in connection.execute("SELECT key, request, error, answer, seconds, created FROM calls ORDER BY key"):
-            entry = dict(row, request=json.loads(row["request"]), answer=zlib.decompress(row["answer"]).decode())
-            lines.write(json.dumps(entry, ensure_ascii=False, sort_keys=True) + "\n")
-            count += 1
-    return count
+        rows = [dict(row) for row in connection.execute(query)]
+    for row in rows:
+        row |= {"request": json.loads(row["request"]), "answer": zlib.decompress(row["answer"]).decode()}
+    write_rows(out, rows)
+    return len(rows)
 
 
 def import_jsonl(file: Path, source: Path) -> dict[str, int]:
@@ -146,9 +142,8 @@ def import_jsonl(file: Path, source: Path) -> dict[str, int]:
             try:
                 row = _parsed(line)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise ToolError(
-                    f"{source}, line {number} is no recorded call ({error}): nothing was imported; mend or remove it."
-                ) from None
+                said = f"{source}, line {number} is no recorded call ({error})"
+                raise ToolError(f"{said}: nothing was imported; mend or remove it.") from None
             counts["added" if _insert(connection, *row) else "left"] += 1
     return counts
 

@@ -3,20 +3,20 @@
     judge = ModelJudge(ChatModel("gpt-4o"), door)
     judge.verdict("What is the capital?", ["Nairobi"], "It is Nairobi.")    # -> Verdict("correct", exact=False, …)
     of_pages, of_pictures = summarisers(ChatModel("gpt-4o"), door)
-    FieldLabeller(Chat(ChatModel("gpt-4o"), door, "fields"))(question)      # -> "Geography"
+    label_field(Chat(ChatModel("gpt-4o"), door, "fields"), question)        # -> "Geography"
 
 Their prompts are those of `assets/prompts/`. Each method that asks a model raises the errors of `live.limits`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
 import threading
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from mmsr.answers import exact_match
 from mmsr.live.door import Door
@@ -24,7 +24,7 @@ from mmsr.live.models import Chat, ChatModel
 from mmsr.presets import read_prompt
 from mmsr.reward import LABELS, Label, Verdict
 from mmsr.task import Asked
-from mmsr.tools.base import Hit, ToolError, in_parallel
+from mmsr.tools.base import Hit, Summariser, ToolError, in_parallel
 
 Row = tuple[str, Sequence[str], str]  # question, gold answers, answer
 JUDGE = read_prompt("judge")
@@ -43,14 +43,12 @@ def _reply(chat: Chat, prompt: str) -> str:
 class ModelJudge:
     """`reward.Judge` by a large model at temperature 0. Safe between threads."""
 
-    prompt_hash = hashlib.sha256(JUDGE.encode()).hexdigest()[:12]
-
     def __init__(self, model: ChatModel, door: Door) -> None:
-        self.chat = Chat(replace(model, temperature=0.0), door, "judge")
-        self.settings, self.workers = {"model": model.model, "prompt": self.prompt_hash}, model.workers
+        self.chat, self.workers = Chat(replace(model, temperature=0.0), door, "judge"), model.workers
+        self.settings = {"model": model.model, "prompt": hashlib.sha256(JUDGE.encode()).hexdigest()[:12]}
         self._kept: dict[Row, Verdict] = {}
-        self._counts: Counter[str] = Counter()
-        self._asking, self._counting = threading.Lock(), threading.Lock()
+        self._counted: list[str] = []  # a name of `counts` each; to add to a list is safe between threads
+        self._asking = threading.Lock()
 
     def verdict(self, question: str, golds: Sequence[str], answer: str) -> Verdict:
         """The verdict on one answer, asked for anew; a reply that cannot be read is a label of None."""
@@ -61,7 +59,7 @@ class ModelJudge:
         return self._count(Verdict(label, exact_match(answer, golds), why))
 
     def verdicts(self, rows: Sequence[Row]) -> list[Verdict]:
-        """The verdicts on (question, golds, answer) rows, in order, asked for side by side; each different row once.
+        """On (question, golds, answer) rows, in order, asked for side by side; each different row once.
 
         They are kept for the life of the judge, also where a call failed: its label is None. Raises FatalToolError.
         """
@@ -69,33 +67,27 @@ class ModelJudge:
         with self._asking:
             new = [row for row in dict.fromkeys(rows) if row not in self._kept]
             for row, found in zip(new, in_parallel(lambda row: self.verdict(*row), new, self.workers)):
-                self._kept[row] = self._failed(row, found) if isinstance(found, ToolError) else found
+                if isinstance(found, ToolError):
+                    found = self._count(Verdict(None, exact_match(row[2], row[1]), str(found)), "failed")
+                self._kept[row] = found
             return [self._kept[row] for row in rows]
 
     def counts(self) -> dict[str, int]:
         """Verdicts by label, "unreadable" replies and "failed" calls, and how many answers match exactly."""
-        with self._counting:
-            return {name: self._counts[name] for name in (*LABELS, "unreadable", "failed", "exact")}
-
-    def _failed(self, row: Row, error: ToolError) -> Verdict:
-        return self._count(Verdict(None, exact_match(row[2], row[1]), str(error)), "failed")
+        return {name: self._counted.count(name) for name in (*LABELS, "unreadable", "failed", "exact")}
 
     def _count(self, verdict: Verdict, without_label: str = "unreadable") -> Verdict:
-        with self._counting:
-            self._counts[verdict.label or without_label] += 1
-            self._counts["exact"] += verdict.exact
+        self._counted.extend([verdict.label or without_label] + ["exact"] * verdict.exact)
         return verdict
 
 
 def read_verdict(reply: str) -> tuple[Label | None, str]:
     """Label and reason in a judge's reply, from its last JSON object; (None, the reply's start) where there is none."""
     for found in reversed(re.findall(r"\{[^{}]*\}", reply)):
-        try:
+        with contextlib.suppress(ValueError):
             said = json.loads(found)
-        except ValueError:
-            continue
-        if said.get("verdict") in LABELS:
-            return said["verdict"], str(said.get("why", ""))[:200]
+            if said.get("verdict") in LABELS:
+                return said["verdict"], str(said.get("why", ""))[:200]
     return None, reply[:200]
 
 
@@ -109,9 +101,8 @@ class LLMSummariser:
         """What the hits say that bears on the question."""
         if not hits:
             return "Nothing was found."
-        results = "\n\n".join(
-            f"Result {rank}: <<<{as_data(hit.title)}\n{as_data(hit.text)}>>>" for rank, hit in enumerate(hits, 1)
-        )
+        shown = [f"<<<{as_data(hit.title)}\n{as_data(hit.text)}>>>" for hit in hits]
+        results = "\n\n".join(f"Result {rank}: {hit}" for rank, hit in enumerate(shown, 1))
         return _reply(self.chat, self.prompt.format(question=question, query=query, results=results)).strip()
 
 
@@ -120,17 +111,31 @@ def summarisers(model: ChatModel, door: Door) -> tuple[LLMSummariser, LLMSummari
     return LLMSummariser(model, door, "text_summary"), LLMSummariser(model, door, "image_summary")
 
 
-class FieldLabeller:
-    """Sorts questions that come without a taxonomy into `FIELDS`, as the paper's teacher does."""
+@dataclass(frozen=True)
+class Shortened:
+    """Another summariser's text, cut at the end of a sentence (or a word) to at most `budget` tokens of the policy."""
 
-    def __init__(self, chat: Chat) -> None:
-        self.chat = chat
+    summariser: Summariser
+    count_tokens: Callable[[str], int]
+    budget: int
 
-    def __call__(self, question: Asked) -> str:
-        """The field, or "" where the reply names none or several."""
-        known = {"question": as_data(question.text), "answer": as_data(question.answer), "fields": "; ".join(FIELDS)}
-        prompt = read_prompt("field").format(**known)
-        return read_field(_reply(self.chat, prompt))
+    def summarise(self, question: str, query: str, hits: Sequence[Hit]) -> str:
+        """The summary as far as it fits."""
+        text = self.summariser.summarise(question, query, hits)
+        for unit in (r"(?<=[.!?])\s+", r"\s+"):
+            parts = re.split(unit, text)
+            kept = next(
+                (n for n in range(len(parts), 0, -1) if self.count_tokens(" ".join(parts[:n])) <= self.budget), 0
+            )
+            if kept:
+                return text if kept == len(parts) else " ".join(parts[:kept])
+        return ""
+
+
+def label_field(chat: Chat, question: Asked) -> str:
+    """The field of a question that comes without a taxonomy, as the paper's teacher labels it; "" for no clear one."""
+    known = {"question": as_data(question.text), "answer": as_data(question.answer), "fields": "; ".join(FIELDS)}
+    return read_field(_reply(chat, read_prompt("field").format(**known)))
 
 
 def read_field(reply: str) -> str:

@@ -18,9 +18,7 @@ to /image (GET /image/{image_id}) or is served here.
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
-import html
 import io
 import re
 import secrets
@@ -30,6 +28,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, Any
 
+import jinja2
 import uvicorn
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
@@ -40,6 +39,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from mmsr.presets import ASSETS
 from mmsr.tools.base import Hit, ImageRetriever, TextRetriever, ToolError
 from mmsr.tools.picture import read_picture
 from mmsr.world.snapshot import World
@@ -47,6 +47,9 @@ from mmsr.world.snapshot import World
 MAX_BODY = 2_000_000  # bytes of a request
 MAX_UPLOAD = 500_000  # bytes of a picture, as at SerpApi
 KEPT_UPLOADS, KEPT_SECONDS = 256, 600.0  # SerpApi keeps an upload for ten minutes
+
+HTML = jinja2.Template((ASSETS / "live" / "page.html").read_text(encoding="utf-8"), autoescape=True)
+NOTHING = {"error": "Google hasn't returned any results for this query."}
 
 Count = Annotated[int, Field(ge=1, le=100)]
 Rows = list[dict[str, Any]]
@@ -56,7 +59,7 @@ class Query(BaseModel):
     """What Serper, SerpApi and SearXNG are asked, in a body or in an address."""
 
     q: Annotated[str, Field(pattern=r"\S")]
-    num: Count | None = None
+    num: Count = 10
 
 
 class Queries(BaseModel):
@@ -74,16 +77,13 @@ class Lens(BaseModel):
     image_id: str = ""
 
 
-class WorldServer:
-    """The routes. What searches runs in worker threads, so that a slow search does not hold the others up."""
+class WorldServer(Starlette):
+    """The application. What searches runs in worker threads, so that a slow search does not hold the others up."""
 
     def __init__(self, world: World, text_search: TextRetriever, image_search: ImageRetriever) -> None:
         self.world, self.text_search, self.image_search = world, text_search, image_search
         self.titles = {flag.iso: flag.title for flag in world.flags}
         self._uploads: dict[str, tuple[float, bytes]] = {}  # when and what, by a name that cannot be guessed
-
-    def app(self) -> Starlette:
-        """The application, for any ASGI server."""
         routes = [
             Route("/retrieve", _posted(Queries, self.searchr1), methods=["POST"]),
             Route("/search", _posted(Query, self.serper), methods=["POST"]),
@@ -96,9 +96,7 @@ class WorldServer:
             Route("/picture/{iso}.png", self.picture),
         ]
         errors = dict.fromkeys((HTTPException, ValidationError, ToolError), _told)
-        return Starlette(routes=routes, exception_handlers=errors)
-
-    # --- the dialects
+        super().__init__(routes=routes, exception_handlers=errors)
 
     def searchr1(self, request: Request, asked: Queries) -> dict[str, Any]:
         batch = []
@@ -111,40 +109,45 @@ class WorldServer:
 
     def serper(self, request: Request, asked: Query) -> dict[str, Any]:
         parameters = {"q": asked.q, "type": "search", "engine": "google"}
-        return {"searchParameters": parameters, "organic": self._found(request, asked), "credits": 1}
+        found = self._rows(request, self.text_search.search(asked.q, asked.num))
+        return {"searchParameters": parameters, "organic": found, "credits": 1}
 
     def serper_lens(self, request: Request, asked: Lens) -> dict[str, Any]:
         return {"searchParameters": {"type": "lens"}, "organic": self._similar(request, asked.url), "credits": 1}
 
     def get_search(self, request: Request) -> JSONResponse:
         """SerpApi and SearXNG share a path and a method; `engine` or `format` tells which is meant."""
-        params = dict(request.query_params)
-        match params.get("engine"), params.get("format"):
-            case "google", _:
-                asked = Query.model_validate(params)
-                answer = _serpapi({"engine": "google", "q": asked.q}, "organic_results", self._found(request, asked))
-            case "google_lens", _:
-                asked = Lens.model_validate(params)
+        given = dict(request.query_params)
+        match given.get("engine"), given.get("format"):
+            case "google" as engine, _:
+                asked = Query.model_validate(given)
+                found = self._rows(request, self.text_search.search(asked.q, asked.num))
+                field, parameters = "organic_results", {"q": asked.q}
+            case "google_lens" as engine, _:
+                asked = Lens.model_validate(given)
                 url = f"/image/{asked.image_id}" if asked.image_id else asked.url
-                answer = _serpapi({"engine": "google_lens"}, "visual_matches", self._similar(request, url))
+                found, field, parameters = self._similar(request, url), "visual_matches", {}
             case None, "json":
-                answer = self._searxng(request, Query.model_validate(params))
+                return JSONResponse(self._searxng(request, Query.model_validate(given).q))
             case _:
                 raise HTTPException(400, "say engine=google or engine=google_lens (SerpApi), or format=json (SearXNG)")
-        return JSONResponse(answer)
+        answer = {"search_metadata": {"status": "Success"}, "search_parameters": {"engine": engine, **parameters}}
+        return JSONResponse(answer | ({field: found} if found else NOTHING))
 
-    def _searxng(self, request: Request, asked: Query) -> dict[str, Any]:
-        results = [
-            {"url": _url(request, h), "title": h.title, "content": h.text, "engine": "mmsr", "score": h.score}
-            for h in self.text_search.search(asked.q, 10)
-        ]
-        return {"query": asked.q, "number_of_results": len(results), "results": results, "answers": []}
-
-    def _found(self, request: Request, asked: Query) -> Rows:
-        return self._rows(request, self.text_search.search(asked.q, asked.num or 10))
+    def _searxng(self, request: Request, query: str) -> dict[str, Any]:
+        hits = self.text_search.search(query, 10)
+        fields = [{"title": hit.title, "content": hit.text, "score": hit.score, "engine": "mmsr"} for hit in hits]
+        results = [{"url": _url(request, hit), **shown} for hit, shown in zip(hits, fields)]
+        return {"query": query, "number_of_results": len(results), "results": results, "answers": []}
 
     def _similar(self, request: Request, url: str) -> Rows:
-        picture = _read(self._picture_at(url))
+        """What is like the picture at an address, without ever fetching one."""
+        if inline := re.fullmatch(r"data:image/\w+;base64,(.+)", url, re.DOTALL):
+            picture = _read(inline[1])
+        elif data := self._own(url):
+            picture = _read(data)
+        else:
+            raise HTTPException(400, "it must be a data address, or a picture of this server: POST it to /image first")
         return self._rows(request, self.image_search.search(picture, 10))
 
     def _rows(self, request: Request, hits: list[Hit]) -> Rows:
@@ -157,8 +160,6 @@ class WorldServer:
                 row |= {"source": hit.text} | dict.fromkeys(names, str(request.url_for("picture", iso=hit.id)))
             rows.append(row)
         return rows
-
-    # --- pictures
 
     async def upload(self, request: Request) -> JSONResponse:
         _check_size(request)
@@ -182,17 +183,6 @@ class WorldServer:
             return Response(data, media_type="image/png" if path.endswith(".png") else "application/octet-stream")
         raise HTTPException(404, "no such picture, or an upload older than ten minutes")
 
-    def _picture_at(self, url: str) -> bytes:
-        """The bytes behind an address, without ever fetching one."""
-        if match := re.fullmatch(r"data:image/\w+;base64,(.+)", url, re.DOTALL):
-            try:
-                return base64.b64decode(match[1], validate=True)
-            except binascii.Error:
-                raise HTTPException(400, "the data address is broken") from None
-        if data := self._own(url):
-            return data
-        raise HTTPException(400, "it must be a data address, or a picture of this server: POST it to /image first")
-
     def _own(self, url: str) -> bytes:
         """What is served at /image/… or /picture/….png; nothing where that is unknown, or an upload too old."""
         kind, name = f"/{url}".split("/")[-2:]
@@ -206,15 +196,12 @@ class WorldServer:
 
     def page(self, request: Request) -> HTMLResponse:
         name = request.path_params["id"]
-        if name in self.world.pages:
-            return _html(self.world.pages[name].title, self.world.pages[name].text)
-        if name in self.titles:
-            picture = f'<img src="{html.escape(str(request.url_for("picture", iso=name)))}" alt="">'
-            return _html(self.titles[name], f"A picture: {self.titles[name]}.", picture)
+        if page := self.world.pages.get(name):
+            return HTMLResponse(HTML.render(title=page.title, text=page.text))
+        if title := self.titles.get(name):
+            picture = request.url_for("picture", iso=name)
+            return HTMLResponse(HTML.render(title=title, text=f"A picture: {title}.", picture=picture))
         raise HTTPException(404, "no such page")
-
-
-# --- requests and answers ---------------------------------------------------------------------------------------------
 
 
 def _posted(kind: type[BaseModel], answer: Callable[..., dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
@@ -236,11 +223,12 @@ def _check_size(request: Request) -> None:
         raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
 
 
-def _read(data: bytes) -> Image.Image:
+def _read(data: bytes | str) -> Image.Image:
+    """A picture from the bytes of its file, or from their base64."""
     try:
-        return read_picture(data)
+        return read_picture(base64.b64decode(data, validate=True) if isinstance(data, str) else data)
     except ValueError as error:
-        raise HTTPException(400, str(error)) from None
+        raise HTTPException(400, f"the picture cannot be read: {error}") from None
 
 
 def _told(request: Request, error: Exception) -> JSONResponse:
@@ -254,42 +242,24 @@ def _told(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": said, "message": said}, status)
 
 
-def _serpapi(parameters: dict[str, str], field: str, results: Rows) -> dict[str, Any]:
-    found = {field: results} if results else {"error": "Google hasn't returned any results for this query."}
-    return {"search_metadata": {"status": "Success"}, "search_parameters": parameters, **found}
-
-
 def _url(request: Request, hit: Hit) -> str:
     return str(request.url_for("page", id=hit.id))
 
 
-def _html(title: str, text: str, extra: str = "") -> HTMLResponse:
-    title = html.escape(title)
-    return HTMLResponse(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head><body><main>'
-        f"<article><h1>{title}</h1>{extra}<p>{html.escape(text)}</p></article></main></body></html>"
-    )
-
-
-# --- running ----------------------------------------------------------------------------------------------------------
-
-
-def _server(app: Starlette) -> uvicorn.Server:
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=5))
-
-
 def serve(world: World, text_search: TextRetriever, image_search: ImageRetriever, port: int = 0) -> None:
-    """Serve until interrupted; port 0 takes a free one. Prints the address. Raises OSError where the port is taken."""
-    with contextlib.closing(socket.create_server(("127.0.0.1", port))) as listening:
-        print(f"The offline world answers at http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
-        _server(WorldServer(world, text_search, image_search).app()).run(sockets=[listening])
+    """Serve until interrupted, and print the address. Raises OSError where the port is taken."""
+    with running(world, text_search, image_search, port) as address:
+        print(f"The offline world answers at {address}", flush=True)
+        while True:
+            time.sleep(3600)  # the one way of waiting that an interruption ends on Windows too
 
 
 @contextlib.contextmanager
-def running(world: World, text_search: TextRetriever, image_search: ImageRetriever) -> Iterator[str]:
-    """The server in a thread on a free port of loopback, for tests and notebooks; gives its address."""
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        server = _server(WorldServer(world, text_search, image_search).app())
+def running(world: World, text_search: TextRetriever, image_search: ImageRetriever, port: int = 0) -> Iterator[str]:
+    """The server in a thread, on loopback alone; gives its address. Port 0 takes a free one."""
+    app = WorldServer(world, text_search, image_search)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=5))
+    with socket.create_server(("127.0.0.1", port)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         try:

@@ -4,10 +4,8 @@
     trajectory = teacher.play(task, SearchEnv(tools, preset.prompts, {task.id: task}))
     built = data.build(questions, teacher.player(), …)     # many at once, resumable
 
-It gets the picture with the first prompt, and after each search what the tools return with the prompt for the next
-turn. What it writes is parsed like any policy's turn: a broken one is told so, and may fail the episode. Any task will
-do, of our world or of a benchmark. It reads the policies' prompts with advice on when to search; the trajectory holds
-them without, for that is what the policy will learn from.
+What it writes is parsed like any policy's turn: a broken one is told so, and may fail the episode. It reads the
+policies' prompts with advice on when to search; the trajectory holds them without, for the policy will learn from that.
 """
 
 from __future__ import annotations
@@ -26,19 +24,16 @@ TURNS = {"start": "first_turn", "img_search": "after_image_search", "text_search
 
 
 class LLMTeacher:
-    """A model behind a chat endpoint. `seed` goes with every call, and the chat's model says at what temperature.
-
-    Safe between threads: an episode's state is its environment's and its conversation's.
-    """
+    """A model behind a chat endpoint; `seed` goes with every call. Safe between threads."""
 
     def __init__(self, chat: Chat, seed: int = 0) -> None:
         self.chat, self.seed = chat, seed
 
     def play(self, task: Task, env: SearchEnv, sample: int = 0) -> Trajectory:
-        """Play a task to its end in `env`, which holds it, and return the trajectory.
+        """Play a task of any origin to its end in `env`, which holds it and bounds its turns.
 
         `sample` tells repeated episodes of one task apart. Raises the errors of `live.limits` where the model gives no
-        answer; the environment bounds the number of turns.
+        answer.
         """
         env.reset(task.id)
         question = sanitise(task.question)
@@ -55,12 +50,9 @@ class LLMTeacher:
 
     def player(self, workers: int = 8) -> Player:
         """This teacher as the data building sees it, playing so many episodes at once."""
-        prompts = "".join(turn_prompt("", before) for before in TURNS)
-        settings = {
-            "teacher": self.chat.model.model,
-            "temperature": self.chat.model.temperature,
-            "teacher_prompts": hashlib.sha256(prompts.encode()).hexdigest()[:16],
-        }
+        model, prompts = self.chat.model, "".join(turn_prompt("", before) for before in TURNS)
+        written = hashlib.sha256(prompts.encode()).hexdigest()[:16]
+        settings = {"teacher": model.model, "temperature": model.temperature, "teacher_prompts": written}
         return Player(settings, lambda question, task, env: self.play(task, env), workers)
 
 

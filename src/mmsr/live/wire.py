@@ -1,32 +1,26 @@
 """The lowest of the door's transports: addresses checked where they are connected to, a wall clock, a size limit.
 
-httpx times each read by itself, so a server that drips a byte a second holds a caller for ever: here every read and
-write of a call is cut at the call's own deadline. An address that a search result named is resolved here, checked, and
-that very address is connected to, so that no second look-up can answer differently (DNS rebinding).
+httpx times each read by itself, so a server that drips a byte a second holds a caller for ever: here each call has a
+thread and a connection of its own, which end with its time. The host that a search result named is looked up here, and
+what was checked is what is connected to, so that no second look-up can answer differently (DNS rebinding).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import ipaddress
-import os
-import queue
 import socket
-import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextvars import ContextVar
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from threading import Thread
 
-import httpcore
 import httpx
 
 from mmsr.live.limits import BadAnswer, Refused, Unavailable
 
-_DEADLINE: ContextVar[float] = ContextVar("deadline", default=float("inf"))
+_TLS = httpx.create_ssl_context()  # made once: it reads all the certificates
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -43,138 +37,65 @@ class Wire(httpx.BaseTransport):
     guarded: bool = False
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """The complete answer. Connections are shared by the services of a process: a fork opens its own."""
-        url, seconds = request.url, request.extensions["timeout"]["read"]
-        pool = _pool(os.getpid(), self.guarded, "" if self.guarded else _proxy(url))
-        target = httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path)
-        parts = {"headers": request.headers.raw, "content": request.stream, "extensions": request.extensions}
-        sent = httpcore.Request(request.method, target, **parts)
+        seconds = request.extensions["timeout"]["read"]
+        ends, proxy = time.monotonic() + seconds, None if self.guarded else _proxy(request.url)
+        reply: Future[httpx.Response] = Future()
         try:
-            with _deadline_in(seconds), contextlib.closing(pool.handle_request(sent)) as answer:
-                return httpx.Response(answer.status, headers=answer.headers, content=self._read(answer))
-        except httpcore.TimeoutException:
+            with httpx.HTTPTransport(_TLS, trust_env=False, proxy=proxy) as below:  # whose end is the thread's, too
+                Thread(target=self._fulfil, args=(reply, below, request, ends), daemon=True).start()
+                return reply.result(seconds)
+        except (TimeoutError, httpx.TimeoutException):
             raise Unavailable(f"{self.name} did not answer within {seconds:.1f} s.") from None
-        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError) as error:
+        except httpx.UnsupportedProtocol:
+            raise Refused(f"{self.name} was given an address that is none: check its base URL.") from None
+        except (httpx.TransportError, OSError) as error:
             said = f"{type(error).__name__}: {str(error)[:200].rstrip('.')}"
             raise Unavailable(f"{self.name} could not be reached ({said}).") from None
-        except httpcore.UnsupportedProtocol:
-            raise Refused(f"{self.name} was given an address that is none: check its base URL.") from None
 
-    def _read(self, answer: httpcore.Response) -> bytes:
-        if httpx.Headers(answer.headers).get("content-encoding", "identity").lower() not in ("", "identity"):
-            raise BadAnswer(f"{self.name} sent a compressed answer though none was asked for: it is refused unread.")
-        body = bytearray()
-        for chunk in answer.iter_stream():
-            body += chunk
-            if len(body) > self.max_bytes:
-                raise BadAnswer(
-                    f"{self.name} sent more than the {self.max_bytes / 1e6:g} MB that are read: it is dropped."
-                )
-        return bytes(body)
+    def _fulfil(self, reply: Future, below: httpx.HTTPTransport, request: httpx.Request, ends: float) -> None:
+        try:
+            reply.set_result(self._answer(below, request, ends))
+        except Exception as error:
+            reply.set_exception(error)
 
-
-@functools.lru_cache(maxsize=8)
-def _pool(process: int, guarded: bool, proxy: str) -> httpcore.ConnectionPool:
-    kept = {"max_connections": 100, "max_keepalive_connections": 20, "keepalive_expiry": 5.0}
-    ours = {"ssl_context": httpx.create_ssl_context(), "network_backend": _Network(guarded), **kept}
-    if not proxy:
-        return httpcore.ConnectionPool(**ours)
-    through = httpx.Proxy(proxy)
-    return httpcore.HTTPProxy(str(through.url), proxy_auth=through.raw_auth, **ours)
+    def _answer(self, below: httpx.HTTPTransport, request: httpx.Request, ends: float) -> httpx.Response:
+        with contextlib.closing(below.handle_request(_checked(request) if self.guarded else request)) as answer:
+            if answer.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+                raise BadAnswer(f"{self.name} sent a compressed answer, which nobody asked for: it is refused unread.")
+            body = bytearray()
+            for chunk in answer.iter_raw():
+                body += chunk
+                if len(body) > self.max_bytes:
+                    raise BadAnswer(f"{self.name} sent more than the {self.max_bytes / 1e6:g} MB that are read.")
+                if time.monotonic() > ends:
+                    raise TimeoutError
+            return httpx.Response(answer.status_code, headers=answer.headers, content=bytes(body))
 
 
-def _proxy(url: httpx.URL) -> str:
-    """The proxy that the environment names for an address, "" for none."""
+def _proxy(url: httpx.URL) -> str | None:
+    """The proxy that the environment names for an address."""
     if url.host in ("localhost", "127.0.0.1", "::1") or urllib.request.proxy_bypass(url.host):
-        return ""
-    found = urllib.request.getproxies().get(url.scheme, "")
+        return None
+    found = urllib.request.getproxies().get(url.scheme)
     return found if not found or "://" in found else f"http://{found}"
+
+
+def _checked(request: httpx.Request) -> httpx.Request:
+    """The request, to the address of its host. Raises Refused where any address of the host is not global."""
+    url, host = request.url, request.url.raw_host.decode()
+    found = [str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    for address in found:
+        if not is_global(address):
+            raise Refused(f"{host} leads to {address}, which is not on the public web: it is not fetched.")
+    extensions = request.extensions | {"sni_hostname": host}  # the certificate is still that of the host
+    return httpx.Request(request.method, url.copy_with(host=found[0]), headers=request.headers, extensions=extensions)
 
 
 def is_global(address: str) -> bool:
     """Whether this IP address is on the public internet, also when it is an IPv4 address in IPv6 clothes."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner:
+        nat64 = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
+        if inner := ip.ipv4_mapped or ip.sixtofour or nat64:
             return is_global(str(inner))
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
-
-
-# --- a network with a clock -------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _deadline_in(seconds: float) -> Iterator[None]:
-    token = _DEADLINE.set(time.monotonic() + seconds)
-    try:
-        yield
-    finally:
-        _DEADLINE.reset(token)
-
-
-def _left() -> float:
-    left = _DEADLINE.get() - time.monotonic()
-    if left <= 0:
-        raise httpcore.TimeoutException("the call's time is over")
-    return left
-
-
-def _resolve(host: str, port: int) -> list[str]:
-    """Addresses of a name within the deadline; the system's look-up has no time-out, so it gets a thread to hang in."""
-    answers: queue.Queue[list[str] | Exception] = queue.Queue(1)
-
-    def look_up() -> None:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answers.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
-        except (OSError, ValueError) as error:
-            answers.put(error)
-
-    threading.Thread(target=look_up, daemon=True).start()
-    try:
-        answer = answers.get(timeout=_left())
-    except queue.Empty:
-        raise httpcore.ConnectTimeout("the name was not resolved in time") from None
-    if isinstance(answer, Exception):
-        raise httpcore.ConnectError(f"no address for this host name: {getattr(answer, 'strerror', None) or answer}")
-    return answer
-
-
-class _Network(httpcore.NetworkBackend):
-    """Opens connections; where it is guarded, to names whose every address is on the public internet."""
-
-    def __init__(self, guarded: bool) -> None:
-        self._guarded, self._tcp = guarded, httpcore.SyncBackend()
-
-    def connect_tcp(self, host: str, port: int, timeout: float | None = None, **options: Any) -> httpcore.NetworkStream:
-        addresses = _resolve(host, port)
-        for address in addresses:
-            if self._guarded and not is_global(address):
-                raise Refused(f"{host} leads to {address}, which is not on the public web: it is not fetched.")
-        for address in addresses:
-            try:
-                return _Stream(self._tcp.connect_tcp(address, port, _left(), **options))
-            except httpcore.ConnectError:
-                if address == addresses[-1]:
-                    raise
-        raise httpcore.ConnectError("no address for this host name")
-
-
-class _Stream(httpcore.NetworkStream):
-    """A connection whose every operation ends by the caller's deadline."""
-
-    def __init__(self, inner: httpcore.NetworkStream) -> None:
-        self._inner, self.close, self.get_extra_info = inner, inner.close, inner.get_extra_info
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left())
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), 65536):  # one write loops inside with the full time-out for each piece
-            self._inner.write(buffer[start : start + 65536], _left())
-
-    def start_tls(self, ssl_context: Any, server_hostname: Any = None, timeout: Any = None) -> httpcore.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _left()))

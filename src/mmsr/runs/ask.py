@@ -26,26 +26,24 @@ from PIL import Image
 from transformers.utils import logging
 
 from mmsr.env import Trajectory, TurnRecord
-from mmsr.lab import open_tools, settings
+from mmsr.lab import open_tools
 from mmsr.live.outside import Outside, connect
 from mmsr.policy import TINY_DIR, Policy, load_policy
 from mmsr.presets import Preset
 from mmsr.rollout import Sampling, play
 from mmsr.runs import UsageError, refusing
-from mmsr.runs.parameters import SETTINGS, check_names, sort
-from mmsr.show.transcript import TAGS, blocks
-from mmsr.show.viewer import write_page
+from mmsr.runs.parameters import SETTINGS, check_names, settings_of, sort
+from mmsr.show.look import TAGS
+from mmsr.show.transcript import blocks, facts
+from mmsr.show.viewer import html_page
 from mmsr.task import Task
 from mmsr.tools.base import FatalToolError
 from mmsr.tools.picture import read_picture
 
 SHIPPED = TINY_DIR / "agent"  # LoRA weights of the reference run, after GRPO
 MAX_BYTES = 50_000_000  # of a picture's file
-LABEL, WIDTH = 15, 110  # columns: before a text, of a line
+LABEL, WIDTH = 18, 110  # columns: before a text, of a line
 SHOWN = 3  # hits of a search that are named
-
-
-# --- who is asked, and what -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -65,12 +63,11 @@ def find_agent(
     `given` are fields of `Preset` and `Outside`, as text or typed; preset and sizes are the run's where they are not
     given. Raises UsageError, saying what is missing.
     """
-    kept = _run_settings(run) if run else {}
+    kept, sizes = _run_settings(run) if run else ("tiny", {})
     with refusing(ValueError):
         check_names(given or {}, SETTINGS)
         asked = sort(given or {}, SETTINGS)
-        sizes = kept.get("sizes", {}) | asked.get("sizes", {})
-        size, outside = settings(preset or kept.get("preset", "tiny"), sizes, asked.get("outside"))
+        size, outside = settings_of(preset or kept, asked | {"sizes": sizes | asked.get("sizes", {})})
     if run and not adapter:
         adapter = next((place for stage in ("grpo", "sft") if (place := run / stage / "adapter").is_dir()), None)
         if adapter is None:
@@ -91,19 +88,18 @@ def _is_lora(folder: Path) -> bool:
         return False
 
 
-def _run_settings(run: Path) -> dict[str, Any]:
+def _run_settings(run: Path) -> tuple[str, dict[str, Any]]:
     """The preset and the sizes of a run, from its `state.json` or `manifest.json`."""
-    for name in ("state.json", "manifest.json"):
-        if (run / name).exists():
-            state = json.loads((run / name).read_text(encoding="utf-8"))
-            sizes = {}
-            for record in state["notebooks"].values():
-                sizes |= record["parameters"].get("sizes", {})
-            folder = run.resolve().parents[1] / "notebooks" / sizes.get("policy", "")
-            if "policy" in sizes and folder.is_dir():
-                sizes["policy"] = str(folder)
-            return {"preset": state["preset"], "sizes": sizes}
-    raise UsageError(f"{run} is not the folder of a run: it has neither state.json nor manifest.json.")
+    file = next((run / name for name in ("state.json", "manifest.json") if (run / name).exists()), None)
+    if file is None:
+        raise UsageError(f"{run} is not the folder of a run: it has neither state.json nor manifest.json.")
+    state, sizes = json.loads(file.read_text(encoding="utf-8")), {}
+    for record in state["notebooks"].values():
+        sizes |= record["parameters"].get("sizes", {})
+    folder = run.resolve().parents[1] / "notebooks" / sizes.get("policy", "")
+    if "policy" in sizes and folder.is_dir():
+        sizes["policy"] = str(folder)
+    return state["preset"], sizes
 
 
 def read_file(path: Path) -> Image.Image:
@@ -120,17 +116,12 @@ def read_file(path: Path) -> Image.Image:
         raise UsageError(f"the picture {path} cannot be used: {error}.") from error
 
 
-# --- the episode ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Episode:
     """What was asked and what happened."""
 
-    picture: Image.Image
-    question: str
+    task: Task
     trajectory: Trajectory
-    seconds: float
 
 
 def ask(agent: Agent, picture: Image.Image, question: str, tell: Callable[[str], None] = lambda text: None) -> Episode:
@@ -138,50 +129,45 @@ def ask(agent: Agent, picture: Image.Image, question: str, tell: Callable[[str],
 
     Raises UsageError where the policy or a tool cannot be had, and where the picture is too thin for the policy.
     """
-    size, question = agent.preset, question.strip()
-    if not question:
+    size, task = agent.preset, Task("ask", question.strip(), picture, golds=())
+    if not task.question:
         raise UsageError("the question is empty.")
     with refusing(FatalToolError):
         connection = connect(agent.outside)
-        policy = _load(agent, picture)
+        policy = _load(agent)
+        try:
+            policy.frame(picture)
+        except ValueError as error:
+            raise UsageError(f"a picture of {picture.width} × {picture.height} pixels is too thin to see.") from error
         tools = open_tools(size, policy, connection)
-        tell(f"{printable(question)}\n")
-        began, task = time.perf_counter(), Task("ask", question, picture, golds=())
-        sampling = Sampling(size.new_tokens)
+        tell(f"{printable(task.question)}\n")
+        began, sampling = time.perf_counter(), Sampling(size.new_tokens)
         [played] = play(policy, [task], tools, size.prompts, sampling, on_turn=lambda *turn: tell(turn_text(*turn)))
-    episode = Episode(picture, question, played, time.perf_counter() - began)
-    tell(summary(episode))
-    return episode
+    answer = printable(played.answer) if played.end == "answer" else "none: too many turns broke the protocol"
+    took = [*facts({"trajectory": played.as_dict()}), f"{time.perf_counter() - began:.1f} s"]
+    tell(f"Answer: {answer}\n{', '.join(took)}")
+    return Episode(task, played)
 
 
-def _load(agent: Agent, picture: Image.Image) -> Policy:
-    """The policy, one that can see the picture."""
+def _load(agent: Agent) -> Policy:
     size = agent.preset
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        policy = load_policy(size.policy, agent.adapter, size.revision, size.max_pixels, size.four_bit)
+        return load_policy(size.policy, agent.adapter, size.revision, size.max_pixels, size.four_bit)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         what = f"{size.policy} with {agent.adapter}" if agent.adapter else size.policy
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(f"the policy {what} could not be loaded: {said}") from error
-    try:
-        policy.frame(picture)
-    except ValueError as error:
-        raise UsageError(f"a picture of {picture.width} × {picture.height} pixels is too thin to be seen.") from error
-    return policy
 
 
 def write_html(episode: Episode, path: Path) -> Path:
     """The episode as one page that loads nothing, the crop drawn in. Raises UsageError where it cannot be written."""
-    row = {"trajectory": episode.trajectory.as_dict(), "question": {"text": episode.question}}
+    row = {"trajectory": episode.trajectory.as_dict(), "question": {"text": episode.task.question}}
     try:
-        return write_page([row], [episode.picture], path)
+        return html_page([row], path, [episode.task.picture])
     except OSError as error:
         raise UsageError(f"the page {path} cannot be written: {error.strerror or error}.") from error
-
-
-# --- in words ---------------------------------------------------------------------------------------------------------
 
 
 def turn_text(turn: TurnRecord, number: int) -> str:
@@ -192,30 +178,21 @@ def turn_text(turn: TurnRecord, number: int) -> str:
             if turn.action == "img_search":
                 x1, y1, x2, y2 = turn.box or (0, 0, 0, 0)
                 box = f"{x1}, {y1} to {x2}, {y2} ({x2 - x1} × {y2 - y1} pixels)"
-                lines += _labelled("crop", box if turn.box else "none: the whole picture was searched")
+                lines.append(_labelled("crop", box if turn.box else "none: the whole picture was searched"))
             named = ", ".join(f"{hit['title']} ({hit['score']:.2f})" for hit in turn.hits[:SHOWN])
-            lines += _labelled("found", named or "nothing")
+            lines.append(_labelled("found", named or "nothing"))
         if block.kind != "prompt":
-            lines += _labelled(TAGS[block.kind], block.text)
+            lines.append(_labelled(TAGS[block.kind], block.text))
     return "\n".join(lines) + "\n"
 
 
-def _labelled(label: str, text: str) -> list[str]:
+def _labelled(label: str, text: str) -> str:
     """A text behind its label, wrapped to the terminal and indented under itself."""
-    width = max(40, min(WIDTH, shutil.get_terminal_size().columns)) - LABEL - 3
-    lines = [line for part in printable(text).splitlines() for line in textwrap.wrap(part, width)] or [""]
-    return [f"   {'' if number else label:{LABEL}}{line}" for number, line in enumerate(lines)]
+    width = max(40, min(WIDTH, shutil.get_terminal_size().columns)) - LABEL
+    lines = [line for part in printable(text).splitlines() for line in textwrap.wrap(part, width)]
+    return f"   {label}".ljust(LABEL) + f"\n{'':{LABEL}}".join(lines)
 
 
 def printable(text: str) -> str:
     """The text without control characters, which could command a terminal; lines stay lines."""
     return "".join(c if c.isprintable() or c == "\n" else " " * c.isspace() for c in text)
-
-
-def summary(episode: Episode) -> str:
-    """One line with the answer, one with what it took."""
-    done = episode.trajectory
-    answer = printable(done.answer) if done.end == "answer" else "none: too many turns broke the protocol"
-    searches, turns = done.searches(), len(done.turns)
-    took = f"{searches} search{'es' * (searches != 1)}, {turns} turn{'s' * (turns != 1)}, {episode.seconds:.1f} s"
-    return f"Answer: {answer}\n{took}"

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from mmsr.evaluate import compare
 from mmsr.files import read_rows
-from mmsr.results import aligned, mean_and_range, signed
+from mmsr.results import signed
+from mmsr.runs.compare import aligned, mean_and_range
 from mmsr.stats import Interval
 
 OUTCOME = ("answer", "correct", "searches", "search_free")  # of a row: where all are equal, nothing has changed
@@ -26,7 +27,6 @@ OUTCOME = ("answer", "correct", "searches", "search_free")  # of a row: where al
 class Contrast:
     """What differs between two runs: for each workflow that does, `evaluate.compare`'s differences by their names."""
 
-    names: tuple[str, str]
     questions: int
     changed: dict[str, dict[str, Interval]]
     same: list[str]
@@ -40,11 +40,16 @@ def contrast(variants: Sequence[Path], bases: Sequence[Path]) -> str:
     if len(variants) != len(bases):
         raise ValueError(f"Runs are paired in order, but there are {len(variants)} and {len(bases)} of them.")
     pairs = [difference(*pair) for pair in zip(variants, bases)]
-    shown = [_shown(pair) for pair in pairs]
+    lines = []
+    for variant, base, pair in zip(variants, bases, pairs):
+        lines.append(f"{variant.name} − {base.name}, on the same {pair.questions} questions")
+        lines += [_table(pair.changed)] if pair.changed else []
+        lines += [f"the same outcomes in both: {', '.join(pair.same)}"] if pair.same else []
+        lines.append("")
     if len(pairs) > 1:
-        head = f"{len(pairs)} pairs: the mean of their differences [the lowest, the highest]"
-        shown.append("\n".join([head, _table(_together(pairs))]))
-    return "\n\n".join(shown)
+        lines.append(f"{len(pairs)} pairs: the mean of their differences [the lowest, the highest]")
+        lines.append(_table(_together(pairs)))
+    return "\n".join(lines).strip()
 
 
 def difference(variant: Path, base: Path) -> Contrast:
@@ -59,10 +64,10 @@ def difference(variant: Path, base: Path) -> Contrast:
             )
         if all(x[key] == y[key] for x, y in zip(a, b) for key in OUTCOME):
             same.append(name)
-            continue
-        found = compare({"variant": a, "base": b}, "variant", "base", seed=0)
-        changed[name] = {key.rpartition("/")[2]: value for key, value in found.items()}
-    return Contrast((variant.name, base.name), len(next(iter(first.values()))), changed, same)
+        else:
+            found = compare({"variant": a, "base": b}, "variant", "base", seed=0)
+            changed[name] = {key.rpartition("/")[2]: value for key, value in found.items()}
+    return Contrast(len(next(iter(first.values()))), changed, same)
 
 
 def _by_workflow(run: Path) -> dict[str, list[dict]]:
@@ -72,31 +77,21 @@ def _by_workflow(run: Path) -> dict[str, list[dict]]:
     return rows
 
 
-def _shown(pair: Contrast) -> str:
-    lines = [f"{pair.names[0]} − {pair.names[1]}, on the same {pair.questions} questions"]
-    if pair.changed:
-        lines.append(_table(pair.changed))
-    if pair.same:
-        lines.append(f"the same outcomes in both: {', '.join(pair.same)}")
-    return "\n".join(lines)
-
-
 def _table(changed: dict[str, dict[str, Interval]]) -> str:
     rows = [["workflow", "accuracy, points", "searches", "needless, points", "McNemar p"]]
     for name, found in changed.items():
-        points = (signed(found["accuracy"], 100), signed(found["searches"], digits=2), signed(found["needless"], 100))
+        accuracy, needless = (signed(found[key], 100) for key in ("accuracy", "needless"))
         p = f"{found['mcnemar_p'].value:.2g}" if "mcnemar_p" in found else ""
-        rows.append([name, *points, p])
+        rows.append([name, accuracy, signed(found["searches"], digits=2), needless, p])
     return aligned(rows)
 
 
 def _together(pairs: Sequence[Contrast]) -> dict[str, dict[str, Interval]]:
     """Mean, lowest and highest of the pairs' differences; a pair in which nothing changed counts as none."""
-    names = list(dict.fromkeys(name for pair in pairs for name in pair.changed))
     found: dict[str, dict[str, Interval]] = {}
-    for name in names:
-        having = [pair for pair in pairs if name in pair.changed or name in pair.same]
+    for name in dict.fromkeys(name for pair in pairs for name in pair.changed):
+        having = [pair.changed.get(name) for pair in pairs if name in pair.changed or name in pair.same]
         for key in ("accuracy", "searches", "needless"):
-            values = [pair.changed[name][key].value if name in pair.changed else 0.0 for pair in having]
+            values = [differences[key].value if differences else 0.0 for differences in having]
             found.setdefault(name, {})[key] = mean_and_range(values)
     return found

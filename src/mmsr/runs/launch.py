@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from mmsr.evaluate import summarise
 from mmsr.grpo import first_and_last
@@ -27,11 +26,11 @@ from mmsr.runs import refusing
 from mmsr.runs.notebooks import read_notebook
 from mmsr.runs.parameters import assign
 from mmsr.runs.runner import State
-from mmsr.stats import Interval
 from mmsr.tools.base import ToolError
 from mmsr.training import processes, quiet_trainers, split_batch
 
 NOTEBOOKS = {"sft": "02_sft", "grpo": "03_grpo"}
+WEIGHTS = ("correct_weight", "format_weight", "search_price", "evidence_bonus")  # of the reward, in its order
 
 
 def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[str, str], root: Path) -> None:
@@ -42,9 +41,10 @@ def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[st
     with refusing(ValueError, FileNotFoundError, ToolError):
         notebook = read_notebook(root / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
         values = assign([notebook], preset, parameters, Path.cwd())[notebook.name]
-        opened = {name: values.pop(name, "") for name in ("sizes", "outside", "adapters")}
-        _check_run(run, preset, seed)
-        lab = Lab(run, preset, seed, **opened)
+        state = State.load(run)
+        if state and (state.preset, state.seed) != (preset, seed):
+            raise ValueError(f"{run} was begun with preset {state.preset} and seed {state.seed}: give these.")
+        lab = Lab(run, preset, seed, values["sizes"], values["outside"], values.get("adapters", ""))
         size, group = lab.size, processes()
         split_batch(size.sft_batch if stage == "sft" else size.grpo_questions * size.generations, size.micro_batch)
         if stage == "grpo":
@@ -52,32 +52,17 @@ def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[st
             _check_weights()
     quiet_trainers()
     with refusing(FileNotFoundError, ToolError):  # data or tools that cannot be had are told before training, too
-        found = _sft(lab) if stage == "sft" else _grpo(lab, values)
+        if stage == "sft":
+            measured = summarise(lab.validate("sft", lab.sft()), seed)
+            found = {f"sft/val/{name}": measured[name] for name in ("accuracy", "valid_turn_rate", "searches")}
+        else:
+            lab.grpo(lab.policy("sft"), RewardWeights(*(values[name] for name in WEIGHTS)), values["kl"])
+            found = first_and_last(lab.folder / "grpo" / "grpo.csv")
     if group.is_main_process:
         lab.record(found)
         print("\n".join(f"{name:24} {value.value:.3f}" for name, value in found.items()), flush=True)
     group.wait_for_everyone()
     group.destroy_process_group()
-
-
-def _sft(lab: Lab) -> dict[str, Interval]:
-    """The cold start, and its metrics on validation questions."""
-    found = summarise(lab.validate("sft", lab.sft()), lab.seed)
-    return {f"sft/val/{name}": found[name] for name in ("accuracy", "valid_turn_rate", "searches")}
-
-
-def _grpo(lab: Lab, values: Mapping[str, Any]) -> dict[str, Interval]:
-    """GRPO from the cold start's adapter, and its metrics over the steps."""
-    names = ("correct_weight", "format_weight", "search_price", "evidence_bonus")
-    lab.grpo(lab.policy("sft"), RewardWeights(*(values[name] for name in names)), values["kl"])
-    return first_and_last(lab.folder / "grpo" / "grpo.csv")
-
-
-def _check_run(run: Path, preset: str, seed: int) -> None:
-    """ValueError where the folder holds a run of another preset or seed."""
-    state = State.load(run)
-    if state and (state.preset, state.seed) != (preset, seed):
-        raise ValueError(f"{run} was begun with preset {state.preset} and seed {state.seed}: give these.")
 
 
 def _check_weights() -> None:

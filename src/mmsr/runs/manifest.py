@@ -17,6 +17,7 @@ from mmsr.results import METRICS
 
 MANIFEST = "manifest.json"
 PACKAGE = Path(mmsr.__file__).parent
+SOURCES = {".py", ".toml", ".txt", ".jinja", ".json", ".html", ".css", ".js"}  # of the package, and its texts
 
 
 def write_manifest(folder: Path, root: Path, state: dict[str, Any]) -> None:
@@ -55,32 +56,30 @@ def sha256(path: Path) -> str:
 
 
 def code_sha256() -> str:
-    """Of the package's sources, names and bytes."""
+    """Of the package's sources and texts, names and bytes."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(path for path in PACKAGE.rglob("*") if path.suffix in SOURCES):
         digest.update(f"{path.relative_to(PACKAGE).as_posix()} {sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
 def git_state(root: Path) -> dict[str, Any] | None:
     """The commit and whether the working tree differs from it, runs and figures left out; None outside git."""
-    git = ["git", "-C", str(root)]
-    status = [*git, "status", "--porcelain", "--", ".", ":!papermill_runs", ":!figures"]
+    command = "status --porcelain=v2 --branch -- . :!papermill_runs :!figures".split()
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-        dirty = subprocess.run(status, check=True, capture_output=True).stdout.strip()
+        done = subprocess.run(["git", "-C", str(root), *command], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return {"commit": commit, "dirty": bool(dirty)}
+    head, *lines = done.stdout.splitlines()
+    return {"commit": head.removeprefix("# branch.oid "), "dirty": not all(line.startswith("#") for line in lines)}
 
 
 def base_model(preset: Preset, here: Path) -> dict[str, Any]:
-    """The shipped base or a folder's (its path is from `here`) with the hash of its weights, or the hub's with its
-    revision."""
+    """The shipped base or a folder's (from `here`), with the hashes of its weights; the hub's, with its revision."""
     if preset.policy == "tiny":
         return {"name": "tiny", "sha256": sha256(PACKAGE / "assets" / "tiny" / "model.safetensors")}
     folder = here / preset.policy
-    if folder.is_dir():
-        weights = sorted(folder.glob("*.safetensors"))
-        return {"name": folder.resolve().name, "sha256": {path.name: sha256(path) for path in weights}}
-    return {"name": preset.policy, "revision": preset.revision}
+    if not folder.is_dir():
+        return {"name": preset.policy, "revision": preset.revision}
+    hashes = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    return {"name": folder.resolve().name, "sha256": hashes}

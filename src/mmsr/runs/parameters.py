@@ -19,8 +19,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmsr.live.outside import Outside
-from mmsr.presets import Preset, get_preset, read_settings
+from mmsr.live.outside import Outside, settings
+from mmsr.presets import Preset, read_settings
 from mmsr.runs.notebooks import Notebook
 
 OURS = {"preset": "--preset", "seed": "--seed", "run_dir": "the run's name or folder"}  # what -p does not set
@@ -35,17 +35,14 @@ def assign(
     A path is given from where the command runs and becomes one from `folder`. Raises ValueError, in one sentence, for a
     key that no notebook has, a value of another type and values that do not go together.
     """
-    knobs = [notebook.knobs.__pydantic_fields__ for notebook in notebooks]
-    check_names(given, *knobs)
-    return {
-        notebook.name: _values(notebook, preset, sort(given, known), folder)
-        for notebook, known in zip(notebooks, knobs)
-    }
+    check_names(given, {name for notebook in notebooks for name in notebook.knobs.__pydantic_fields__})
+    return {notebook.name: _values(notebook, preset, given, folder) for notebook in notebooks}
 
 
 def _values(notebook: Notebook, preset: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    given = sort(given, notebook.knobs.__pydantic_fields__)
     values = read_settings(notebook.knobs, given, notebook.name).model_dump(exclude=set(OURS))
-    for name, typed in zip(SETTINGS, settings(preset, values)):
+    for name, typed in zip(SETTINGS, settings_of(preset, values)):
         if name in values:  # some of a preset's prompts stay some
             as_typed = {k: v if isinstance(v, Mapping) else getattr(typed, k) for k, v in values[name].items()}
             values[name] = _reached(as_typed, SETTINGS[name], folder)
@@ -54,38 +51,26 @@ def _values(notebook: Notebook, preset: str, given: Mapping[str, Any], folder: P
 
 def _reached(values: Mapping[str, Any], kind: type, folder: Path) -> dict[str, Any]:
     """Fields of a settings class, their paths from `folder`; what is absolute, an address or on the hub stays."""
-    paths = marked(kind, "path")
-    return {key: _path(value, kind, folder) if key in paths else value for key, value in values.items()}
+    found = dict(values)
+    for key in marked(kind, "path") & values.keys():
+        text, path = values[key], Path(values[key]).expanduser()
+        if not text or "://" in text or Path(text).is_absolute() or (kind is Preset and not path.is_dir()):
+            continue
+        try:
+            found[key] = Path(os.path.relpath(path, folder)).as_posix()
+        except ValueError:  # of two drives of Windows
+            found[key] = str(path.absolute())
+    return found
 
 
-def _path(text: str, kind: type, folder: Path) -> str:
-    path = Path(text).expanduser()
-    if not text or "://" in text or Path(text).is_absolute() or (kind is Preset and not path.is_dir()):
-        return text
-    with contextlib.suppress(ValueError):  # of two drives of Windows
-        return Path(os.path.relpath(path, folder)).as_posix()
-    return str(path.absolute())
-
-
-# --- where a parameter belongs ----------------------------------------------------------------------------------------
-
-
-def home(key: str, knobs: Collection[str]) -> str:
-    """The knob that a parameter sets: itself, or the dictionary with a field of that name; "" where there is none."""
-    if key in knobs:
-        return key
-    return next((name for name, kind in SETTINGS.items() if name in knobs and key in kind.__pydantic_fields__), "")
-
-
-def check_names(given: Collection[str], *knobs: Collection[str]) -> None:
-    """Raises ValueError for a parameter that none of these sets of knobs has, or that is given in another way."""
+def check_names(given: Collection[str], knobs: Collection[str]) -> None:
+    """Raises ValueError for a parameter that sets none of these knobs, or that is given in another way."""
     for key in given:
         if key in OURS:
             raise ValueError(f"The parameter {key} is set by {OURS[key]}.")
-        if not any(home(key, known) for known in knobs):
-            every = {name for known in knobs for name in known}
-            there = [", ".join(sorted(every - {*OURS, *SETTINGS})) or "none"]
-            there += [f"in {n} {', '.join(SETTINGS[n].__pydantic_fields__)}" for n in SETTINGS if n in every]
+        if not _home(key, knobs):
+            there = [", ".join(sorted({*knobs} - {*OURS, *SETTINGS})) or "none"]
+            there += [f"in {n} {', '.join(SETTINGS[n].__pydantic_fields__)}" for n in SETTINGS if n in knobs]
             raise ValueError(f"There is no parameter {key!r}: there are {'; '.join(there)}.")
 
 
@@ -93,12 +78,18 @@ def sort(given: Mapping[str, Any], knobs: Collection[str]) -> dict[str, Any]:
     """What is given, by the knob that it sets; what sets none is left out. ValueError for a dictionary that is none."""
     values: dict[str, Any] = {}
     for key, value in given.items():
-        name = home(key, knobs)
+        name = _home(key, knobs)
         if name in SETTINGS:
             values[name] = values.get(name, {}) | (_dictionary(key, value) if key == name else {key: value})
         elif name:
             values[name] = value
     return values
+
+
+def _home(key: str, knobs: Collection[str]) -> str:
+    """The knob that a parameter sets: itself, or the dictionary with a field of that name; "" where there is none."""
+    fields = (name for name, kind in SETTINGS.items() if name in knobs and key in kind.__pydantic_fields__)
+    return key if key in knobs else next(fields, "")
 
 
 def _dictionary(key: str, value: Any) -> Mapping[str, Any]:
@@ -111,17 +102,14 @@ def _dictionary(key: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-# --- what they make ---------------------------------------------------------------------------------------------------
-
-
-def settings(preset: str, values: Mapping[str, Any]) -> tuple[Preset, Outside]:
-    """What a notebook's dictionaries give, as `lab.settings` does, which loads torch. Raises ValueError as `assign`."""
-    return get_preset(preset, values.get("sizes")), read_settings(Outside, values.get("outside", {}), "outside")
+def settings_of(preset: str, values: Mapping[str, Any]) -> tuple[Preset, Outside]:
+    """What the dictionaries among a notebook's values make. Raises ValueError as `assign`."""
+    return settings(preset, values.get("sizes"), values.get("outside"))
 
 
 def flat(preset: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """All that a notebook is run with, by name: the fields of its sizes and its outside, and its other knobs."""
-    size, outside = settings(preset, values)
+    size, outside = settings_of(preset, values)
     knobs = {key: value for key, value in values.items() if key not in SETTINGS}
     return dataclasses.asdict(size) | outside.model_dump() | knobs
 

@@ -33,7 +33,7 @@ from mmsr.results import METRICS, record_metrics
 from mmsr.runs import RunFailed, UsageError, refusing
 from mmsr.runs.manifest import MANIFEST, code_sha256, now, write_manifest
 from mmsr.runs.notebooks import Notebook, Watch, execute, read_notebook
-from mmsr.runs.parameters import assign, flat, marked, settings
+from mmsr.runs.parameters import assign, flat, marked, settings_of
 from mmsr.tools.base import FatalToolError
 
 STATE = "state.json"
@@ -48,8 +48,8 @@ class Record(BaseModel):
     """What is known of one notebook of a run: its sources and the package's, its parameters, cost so far."""
 
     sha256: str
-    parameters: dict[str, Any]
-    code: str
+    code: str = ""
+    parameters: dict[str, Any] = {}
     seconds: float = 0.0
     peak_gb: float = 0.0
     finished: bool = False
@@ -67,12 +67,10 @@ class State(BaseModel):
     @classmethod
     def load(cls, folder: Path) -> State | None:
         """The state of the run in `folder`, or None where there is none."""
-        if not (folder / STATE).exists():
-            return None
-        return cls.model_validate_json((folder / STATE).read_text(encoding="utf-8"))
+        file = folder / STATE
+        return cls.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
 
     def save(self, folder: Path) -> None:
-        """Write it, whole."""
         write_json(folder / STATE, self.model_dump(exclude_none=True))
 
 
@@ -87,17 +85,18 @@ def run(
 ) -> Path:
     """Run notebooks of `root/notebooks` in order into `root/papermill_runs/<name>`, and return that folder.
 
-    notebooks: numbers or names ("02", "02_sft"), all where empty. name: the preset's by default. parameters: text or
-    typed; each notebook gets those it has (see `parameters`). What a run of that name has finished is not done again,
-    unless `fresh` deletes it first. Raises UsageError, before anything starts, where the request cannot be met, and
-    RunFailed for a failing cell.
+    notebooks: numbers or names ("02", "02_sft"), all where empty. parameters: text or typed (see `parameters.assign`).
+    What a run of that name has finished is not done again, unless `fresh` deletes it first. Raises UsageError, before
+    anything starts, where the request cannot be met, and RunFailed for a failing cell.
     """
     root = root.absolute()
     with refusing(ValueError, FatalToolError):
         chosen = _choose(notebooks, root / "notebooks")
         values = assign(chosen, preset, parameters, root / "notebooks")
         _check(preset, values, root / "notebooks")
-        folder = root / RUNS / _folder_name(name or preset)
+        if not re.fullmatch(r"\w[\w.-]*", name or preset):
+            raise ValueError(f"A run cannot be named {name!r}: use letters, digits, points, dashes and underscores.")
+    folder = root / RUNS / (name or preset)
     with _alone(folder):
         state = _begin(folder, preset, seed, chosen, values, fresh)
         for notebook in chosen:
@@ -121,17 +120,17 @@ def _run_one(notebook: Notebook, values: dict[str, Any], folder: Path, state: St
         state.save(folder)
 
     print(notebook.name, flush=True)
-    root, ours = folder.parents[1], {"preset": state.preset, "seed": state.seed}
-    ours["run_dir"] = Path(os.path.relpath(folder, notebook.path.parent)).as_posix()
-    given = {key: value for key, value in ours.items() if key in notebook.knobs.__pydantic_fields__}
+    run_dir = Path(os.path.relpath(folder, notebook.path.parent)).as_posix()
+    given = {"preset": state.preset, "seed": state.seed, "run_dir": run_dir}
+    given = {key: value for key, value in given.items() if key in notebook.knobs.__pydantic_fields__} | values
     part, failed, done = (folder / f"{notebook.name}{kind}.ipynb" for kind in (".part", ".failed", ""))
     try:
-        node = execute(notebook, given | values, part, _environment(state.preset, values), keep)
+        node = execute(notebook, given, part, _environment(state.preset, values), keep)
     except RunFailed as error:
         part.replace(failed)
         raise RunFailed(f"{error}. What it did until then is in {failed}.") from error
-    paths = {"input_path": notebook.path, "output_path": done}
-    node.metadata.papermill |= {key: path.relative_to(root).as_posix() for key, path in paths.items()}
+    paths = {"input_path": notebook.path, "output_path": done}  # of this machine, as papermill notes them
+    node.metadata.papermill |= {key: path.relative_to(folder.parents[1]).as_posix() for key, path in paths.items()}
     nbformat.write(node, part)
     part.replace(done)
     failed.unlink(missing_ok=True)
@@ -144,16 +143,12 @@ def _run_one(notebook: Notebook, values: dict[str, Any], folder: Path, state: St
 
 def _environment(preset: str, values: Mapping[str, Any]) -> dict[str, str]:
     """The kernel's, beside this process's: repeatable, and without the hub where all models are shipped."""
-    size, outside = settings(preset, values)
-    environment = dict(QUIET)
-    if size.policy == "tiny" and outside.grounder != "dino":
-        environment["HF_HUB_OFFLINE"] = "1"
+    size, outside = settings_of(preset, values)
+    offline = size.policy == "tiny" and outside.grounder != "dino"
+    found = QUIET | ({"HF_HUB_OFFLINE": "1"} if offline else {})
     if paths := os.environ.get("PYTHONPATH"):  # the kernel starts in another folder
-        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep))
-    return environment
-
-
-# --- what is asked ----------------------------------------------------------------------------------------------------
+        found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep))
+    return found
 
 
 def _choose(wanted: Sequence[str], folder: Path) -> list[Notebook]:
@@ -167,19 +162,13 @@ def _choose(wanted: Sequence[str], folder: Path) -> list[Notebook]:
     return [read_notebook(p) for p in paths if not wanted or p.stem in wanted or p.stem[:2] in wanted]
 
 
-def _folder_name(name: str) -> str:
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"A run cannot be named {name!r}: use letters, digits, points, dashes and underscores.")
-    return name
-
-
 def _check(preset: str, values: Mapping[str, Mapping[str, Any]], notebooks: Path) -> None:
     """Raises where keys or a benchmark's files are missing: better now than after an hour of training."""
     for given in values.values():
-        settings(preset, given)[1].check_keys()
-        if given.get("benchmark"):
-            folder = given["data_dir"] and str(notebooks / given["data_dir"])
-            check_benchmark(given["benchmark"], folder, given["sample"])
+        settings_of(preset, given)[1].check_keys()
+        for name, place in (("benchmark", "data_dir"), ("train_benchmark", "train_dir")):
+            if given.get(name):
+                check_benchmark(given[name], given[place] and str(notebooks / given[place]), given.get("sample", 0))
 
 
 # --- the folder -------------------------------------------------------------------------------------------------------
@@ -188,18 +177,14 @@ def _check(preset: str, values: Mapping[str, Mapping[str, Any]], notebooks: Path
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps other runs out of `folder`, and ends the kernel that a killed run has left behind."""
-    lock = locked(folder)
     try:
-        lock.acquire(timeout=0)
+        lock = locked(folder).acquire(timeout=0)
     except Timeout:
         raise UsageError(f"Another run is going on in {folder}: wait for it, or choose another --name.") from None
-    try:
-        state = State.load(folder)
-        if state and state.kernel:
+    with lock:
+        if (state := State.load(folder)) and state.kernel:
             _end_process(*state.kernel)
         yield
-    finally:
-        lock.release()
 
 
 def _end_process(pid: int, began: float) -> None:
@@ -219,14 +204,13 @@ def _begin(
     """The state to go on from. Raises UsageError where the folder holds something else than this run."""
     state = None if fresh else State.load(folder)
     if state is None:
-        if folder.exists() and any(folder.iterdir()):
-            ours = any((folder / name).exists() for name in (STATE, MANIFEST, METRICS))  # of notebooks, run here or not
-            if not (ours and fresh):
-                remedy = "choose another --name" + (", or --fresh to delete them" if ours else "")
-                raise UsageError(f"{folder} holds files that this runner did not begin: {remedy}.")
-            shutil.rmtree(folder)
+        _clear(folder, fresh)
         state = State(preset=preset, seed=seed, started=now(), notebooks={})
-    if differences := list(_differences(state, preset, seed, chosen, values)):
+    if (state.preset, state.seed) != (preset, seed):
+        differences = [f"preset {state.preset} and seed {state.seed}, not {preset} and {seed}"]
+    else:
+        differences = list(_differences(state, chosen, values))
+    if differences:
         raise UsageError(
             f"{folder} was begun with {', '.join(differences)}: choose another --name, or --fresh to begin it again "
             "from nothing."
@@ -236,29 +220,34 @@ def _begin(
     if stale:
         print(f"Note: the package's code has changed since {', '.join(stale)} ran; --fresh begins again.", flush=True)
     for notebook in chosen:
-        new = Record(sha256=notebook.sha256, parameters=values[notebook.name], code=code)
-        record = state.notebooks.setdefault(notebook.name, new)
+        record = state.notebooks.setdefault(notebook.name, Record(sha256=notebook.sha256))
         if not record.finished:
-            record.code, record.parameters = new.code, new.parameters
+            record.code, record.parameters = code, values[notebook.name]
     (folder / MANIFEST).unlink(missing_ok=True)  # written last: its existence means that the run is whole
     state.save(folder)
     return state
 
 
-def _differences(
-    state: State, preset: str, seed: int, chosen: Sequence[Notebook], values: Mapping[str, dict[str, Any]]
-) -> Iterator[str]:
-    """In what a run that was begun is not the one asked for, in words."""
-    if (state.preset, state.seed) != (preset, seed):
-        yield f"preset {state.preset} and seed {state.seed}, not {preset} and {seed}"
+def _clear(folder: Path, fresh: bool) -> None:
+    """Delete what notebooks have left, run here or not, where that is asked for. UsageError for any other file."""
+    if not folder.exists() or not any(folder.iterdir()):
         return
+    ours = any((folder / name).exists() for name in (STATE, MANIFEST, METRICS))
+    if not (ours and fresh):
+        remedy = "choose another --name" + (", or --fresh to delete them" if ours else "")
+        raise UsageError(f"{folder} holds files that this runner did not begin: {remedy}.")
+    shutil.rmtree(folder)
+
+
+def _differences(state: State, chosen: Sequence[Notebook], values: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    """In what a run that was begun is not the one asked for, in words."""
     for notebook in chosen:
         if (record := state.notebooks.get(notebook.name)) and record.sha256 != notebook.sha256:
             yield f"other sources of {notebook.name}"
-    asked = {name: flat(preset, given) for name, given in values.items()}
+    asked = {name: flat(state.preset, given) for name, given in values.items()}
     shared = {key: value for given in asked.values() for key, value in given.items() if key in ALIKE}
     for name, record in state.notebooks.items():
-        kept = flat(preset, record.parameters)
+        kept = flat(state.preset, record.parameters)
         for key, value in asked.get(name, shared).items():
             if key not in LOOSE and kept.get(key, value) != value:
                 yield f"{key} {kept[key]!r}, not {value!r}, in {name}"

@@ -1,11 +1,12 @@
 """How things look and what they are called: the colours, the style of all figures, words for the core's keys.
 
-A key (of a workflow, a crop, a question's type) comes from the core, its word and its colour from here. Colours are
-told apart by the colour-blind; the accent belongs to the trained agent alone, and what is drawn in ink is a bound.
+A key (of a workflow, a crop, a question's type) comes from the core, its word from `assets/show/words.toml`. Colours
+are told apart by the colour-blind; the accent belongs to the trained agent alone, and what is drawn in ink is a bound.
 """
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import matplotlib
@@ -19,26 +20,12 @@ INK, MUTED, GRID, PAPER = (LOOK[k] for k in ("text.color", "axes.labelcolor", "g
 TEXT, SMALL = LOOK["font.size"], LOOK["axes.labelsize"]  # points
 ACCENT, TAN = "#c4510c", "#df9d6b"  # the trained agent, and the same agent before GRPO
 NAVY, SLATE, MIST, PALE = "#2b567f", "#7a92a9", "#a9b6c2", "#dde2e7"
-VIOLET, RIGHT, WRONG = "#6b5a8e", "#1f6f54", "#a3203a"
+RIGHT, WRONG = "#1f6f54", "#a3203a"
 WIDTH, MARGIN = 9.0, 0.3  # inches; 9 are 900 pixels on a page
 
-WORDS = {
-    "direct": "Direct answer",
-    "rag": "RAG workflow",
-    "prompted": "Prompted agent",
-    "sft": "Agent after SFT",
-    "grpo": "Agent after GRPO",
-    "teacher": "Teacher (ceiling)",
-    "base": "Own crop",
-    "oracle": "Oracle crop",
-    "whole": "Whole picture",
-    "random": "Random crop",
-    "two_hop": "Two hops",
-    "hard": "Hard wording",
-}
-SHORT = {"rag": "RAG", "sft": "SFT", "grpo": "GRPO"}  # where there is little room; other workflows by their keys
-COLOURS = {"sft": TAN, "grpo": ACCENT, "teacher": INK, "base": ACCENT, "oracle": INK, "random": MIST}
-COLOURS |= {"coordinates": NAVY}  # all others are slate
+_TABLES = tomllib.loads((ASSETS / "words.toml").read_text(encoding="utf-8"))
+WORDS, SHORT, COLOURS, BLOCKS = (_TABLES[name] for name in ("words", "short", "colours", "blocks"))
+TAGS = {kind: block["tag"] for kind, block in BLOCKS.items()}
 
 
 def words(key: str) -> str:
@@ -47,5 +34,5 @@ def words(key: str) -> str:
 
 
 def colour(key: str) -> str:
-    """The colour of a workflow or a crop."""
+    """The colour of a workflow or a crop; all but a few are slate."""
     return COLOURS.get(key, SLATE)

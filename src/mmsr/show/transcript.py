@@ -3,15 +3,15 @@
     for block in blocks(trajectory["turns"][0]):
         block.kind, block.text        # ("reason", "Whose flag is it?"), ("img_search", "the flag on the left"), …
 
-Pictures, the HTML viewer and the terminal all show an episode through these, and so in the same way. A row is one of
-`eval/rows.jsonl`, or any dictionary with "trajectory" (`Trajectory.as_dict()`) and, where known, "question", "workflow"
-and "correct"; what a policy or a page left in it is text and nothing else.
+Pictures, the HTML viewer and the terminal all show an episode through these. A row is one of `eval/rows.jsonl`, or any
+dictionary with "trajectory" (`Trajectory.as_dict()`) and, where known, "question", "workflow" and "correct"; what a
+policy or a page left in it is text and nothing else.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -20,24 +20,15 @@ from mmsr.answers import exact_match
 from mmsr.protocol import Answer, Box, ImageSearch, ProtocolError, TextSearch, parse_turn
 from mmsr.show.look import words
 from mmsr.task import FileQuestion
+from mmsr.tools.ground import clamp
 from mmsr.world.questions import Question
 
-TAGS = {
-    "reason": "reason",
-    "img_search": "image search",
-    "text_search": "text search",
-    "answer": "answer",
-    "information": "information",
-    "prompt": "prompt",
-    "unread": "not understood",
-    "error": "did not count",
-}
 Row = Mapping[str, Any]
+NO_ROWS = "there are no trajectories to show: give at least one row"
 
 
-@dataclass(frozen=True)
-class Block:
-    """One piece of a turn. `kind` is a key of TAGS."""
+class Block(NamedTuple):
+    """One piece of a turn. `kind` is a key of `look.TAGS`."""
 
     kind: str
     text: str
@@ -61,39 +52,28 @@ def _written(text: str) -> list[Block]:
             action = Block("answer", answer)
         case TextSearch(query):
             action = Block("text_search", query)
-        case ImageSearch(box=box) if box:
-            action = Block("img_search", "the crop at " + ", ".join(map(str, box)))
-        case ImageSearch(expression):
-            action = Block("img_search", expression or "the whole picture")
+        case ImageSearch(expression, box):
+            crop = "the crop at " + ", ".join(map(str, box)) if box else expression
+            action = Block("img_search", crop or "the whole picture")
     return [Block("reason", turn.reason), action]
 
 
 def _returned(observation: str) -> list[Block]:
     """The information of an observation and the prompt behind it."""
-    opening, closing = "<information>", "</information>"
-    if not observation.strip():
-        return []
-    if not observation.startswith(opening) or closing not in observation:
-        return [Block("information", observation.strip())]
-    body, _, prompt = observation.removeprefix(opening).rpartition(closing)
-    found = [Block("information", body.strip() or "(nothing)")]
-    return [*found, Block("prompt", prompt.strip())] if prompt.strip() else found
+    tagged = re.match("<information>(.*)</information>(.*)", observation, re.DOTALL)
+    body, prompt = (text.strip() for text in (tagged.groups() if tagged else (observation, "")))
+    found = [Block("information", body or "(nothing)")] if tagged or body else []
+    return [*found, Block("prompt", prompt)] if prompt else found
 
 
 def gold_among(hits: list[Row], question: Row) -> tuple[list[bool], str]:
-    """Which results are a gold page or the right country, and that in words; none can be where nothing gold is known.
-
-    The entity of a question about a picture in a file is no identifier of a result.
-    """
-    country = [] if "picture" in question else [question.get("entity")]
+    """Which results are a gold page or the right country, and that in words; none is where nothing gold is known."""
+    country = [] if "picture" in question else [question.get("entity")]  # of a file's question it names no result
     wanted = [*(question.get("gold_pages") or ()), *filter(None, country)]
     gold = [hit.get("id") in wanted for hit in hits]
     if any(gold):
         return gold, f", gold at {gold.index(True) + 1}"
     return gold, ", gold not among them" if wanted else ""
-
-
-# --- a row ----------------------------------------------------------------------------------------------------------
 
 
 def facts(row: Row) -> list[str]:
@@ -129,19 +109,11 @@ def outcome(row: Row) -> Outcome:
 
 
 def crop_box(trajectory: Row, picture: Image.Image) -> Box | None:
-    """What was searched by picture, in its pixels: a crop, the whole picture, or None where nothing was."""
+    """What was searched of the picture, in its pixels: a crop, all of it, or None where nothing was."""
     for turn in trajectory.get("turns") or []:
         if turn.get("action") == "img_search" and not turn.get("error"):
-            return _inside(turn.get("box") or (0, 0, *picture.size), picture)
+            return clamp(turn.get("box") or (0, 0, *picture.size), picture)
     return None
-
-
-def _inside(box: Box, picture: Image.Image) -> Box:
-    """The box cut to the picture, at least one pixel wide and high."""
-    x1, x2 = sorted(max(0, min(int(v), picture.width)) for v in (box[0], box[2]))
-    y1, y2 = sorted(max(0, min(int(v), picture.height)) for v in (box[1], box[3]))
-    x1, y1 = min(x1, picture.width - 1), min(y1, picture.height - 1)
-    return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
 
 
 def crop_words(box: Box | None, picture: Image.Image) -> str:

@@ -4,8 +4,7 @@
 |---|---|
 | BaseGrounder | the policy's own frozen base, asked `locate: …`, as Qwen2.5-VL grounds natively |
 | live.dino.DinoGrounder | Grounding DINO, as in the paper |
-| OracleGrounder | the gold box of the question (ablation) |
-| WholeGrounder | none, so the whole picture is searched (ablation) |
+| OracleGrounder | the gold box of the question; of no picture where it knows none (ablation) |
 | RandomGrounder | a random box of a flag's usual size, the same for the same picture and expression (ablation) |
 
 A grounder that finds nothing returns None, and the whole picture is searched.
@@ -17,6 +16,7 @@ import contextlib
 import random
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -94,36 +94,35 @@ def iou(a: Box | None, b: Box) -> float:
     return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
 
 
+@dataclass(frozen=True)
 class OracleGrounder(Grounder):
     """The gold box of each picture, whatever is described. `boxes` is keyed by `picture_key`."""
 
-    def __init__(self, boxes: Mapping[str, Box]):
-        self.boxes = boxes
+    boxes: Mapping[str, Box]
 
     def locate(self, picture: Image.Image, expression: str) -> Box | None:
         return self.boxes.get(picture_key(picture))
 
 
-class WholeGrounder(Grounder):
-    """Never a box: every picture search takes the whole picture."""
-
-    def locate(self, picture: Image.Image, expression: str) -> Box | None:
-        return None
+def _drawn(seed: int, picture: Image.Image, expression: str) -> random.Random:
+    """Chance that is the same for the same picture and expression."""
+    return random.Random(f"{seed}/{picture_key(picture)}/{expression}")
 
 
+@dataclass(frozen=True)
 class RandomGrounder(Grounder):
     """A box of a flag's usual size anywhere in the picture, drawn from the picture and the expression."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    seed: int
 
     def locate(self, picture: Image.Image, expression: str) -> Box | None:
-        rng = random.Random(f"{self.seed}/{picture_key(picture)}/{expression}")
+        rng = _drawn(self.seed, picture, expression)
         width, height = (round(side * rng.uniform(0.2, 0.35)) for side in picture.size)
         x, y = rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)
         return (x, y, x + width, y + height)
 
 
+@dataclass(frozen=True)
 class PerturbedGrounder(Grounder):
     """Another grounder's box, padded and shaken: for the sweeps of the crop ablation.
 
@@ -131,14 +130,16 @@ class PerturbedGrounder(Grounder):
     as a share of the box's side, drawn from the picture and the expression.
     """
 
-    def __init__(self, inner: Grounder, padding: float, noise: float, seed: int):
-        self.inner, self.padding, self.noise, self.seed = inner, padding, noise, seed
+    inner: Grounder
+    padding: float
+    noise: float
+    seed: int
 
     def locate(self, picture: Image.Image, expression: str) -> Box | None:
         box = self.inner.locate(picture, expression)
         if box is None:
             return None
-        rng = random.Random(f"{self.seed}/{picture_key(picture)}/{expression}")
+        rng = _drawn(self.seed, picture, expression)
         width, height = box[2] - box[0], box[3] - box[1]
         shifts = [rng.gauss(0, self.noise) * side for side in (width, height, width, height)]
         x1, y1, x2, y2 = (round(v + shift) for v, shift in zip(box, shifts))

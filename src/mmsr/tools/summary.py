@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from mmsr.tools.base import Hit, Summariser
+from mmsr.tools.base import Hit
 from mmsr.tools.text import words
 
 
@@ -51,24 +49,3 @@ class ExtractiveSummariser:
         while items and self.count_tokens(f"{line}: {', '.join(items)}") > limit:
             items.pop()
         return f"{line}: {', '.join(items)}" if items else line
-
-
-@dataclass(frozen=True)
-class Shortened:
-    """Another summariser's text, cut at the end of a sentence (or a word) to at most `budget` tokens of the policy."""
-
-    summariser: Summariser
-    count_tokens: Callable[[str], int]
-    budget: int
-
-    def summarise(self, question: str, query: str, hits: Sequence[Hit]) -> str:
-        """The summary as far as it fits."""
-        text = self.summariser.summarise(question, query, hits)
-        for unit in (r"(?<=[.!?])\s+", r"\s+"):
-            parts = re.split(unit, text)
-            kept = next(
-                (n for n in range(len(parts), 0, -1) if self.count_tokens(" ".join(parts[:n])) <= self.budget), 0
-            )
-            if kept:
-                return text if kept == len(parts) else " ".join(parts[:kept])
-        return ""

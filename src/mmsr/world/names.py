@@ -15,9 +15,8 @@ CODAS = ["", "", "", "l", "m", "n", "r", "s", "t", "k", "nd", "ng", "rk", "st"]
 
 def invented_word(rng: random.Random) -> str:
     """A pronounceable word that is in no dictionary, most likely."""
-    return "".join(
-        rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.choice((1, 2, 2, 3, 3)))
-    )
+    syllables = rng.choice((1, 2, 2, 3, 3))
+    return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(syllables))
 
 
 @functools.cache

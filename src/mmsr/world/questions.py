@@ -21,11 +21,11 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from PIL import Image
 
-from mmsr.protocol import Box
+from mmsr.task import Asked
 from mmsr.world.relations import ASKED, EDGES, RELATIONS, Relation, aliases
 from mmsr.world.scenes import SIDE, Scene, draw_scene
 from mmsr.world.snapshot import Country, World, load_world
@@ -40,29 +40,20 @@ WORDINGS = {name: tuple(wordings) for name, wordings in ASKED["wordings"].items(
 ABOUT_FLAG, ABOUT_COUNTRY, ABOUT_EDGE, COUNT, FRAME, SIDE_OF = WORDINGS.values()
 
 
-@dataclass(frozen=True)
-class Question:
-    """One question and everything needed to score it. `scene` redraws its picture; `box` is in scene pixels.
+@dataclass(frozen=True, kw_only=True)
+class Question(Asked):
+    """A question of the world and everything needed to score it. `scene` redraws its picture.
 
-    `half` is "unseen_entity" or "unseen_question" in the test split and "seen" elsewhere.
+    `half` is "unseen_entity" or "unseen_question" in the test split and "seen" elsewhere; `entity` is the country asked
+    about; `target` is its flag's place among `isos`, and `expression` points at it.
     """
 
-    id: str
-    type: str
-    text: str
-    answer: str
-    aliases: tuple[str, ...]
-    taxonomy: str
-    gold_pages: tuple[str, ...]
     target: int
     expression: str
-    box: Box | None
-    entity: str
     relation: str
     edge: str
     isos: tuple[str, ...]
     scene_seed: int
-    half: str
 
     def scene(self) -> Scene:
         """The picture with its flags, redrawn from the seed."""
@@ -71,20 +62,6 @@ class Question:
     def draw(self) -> Image.Image:
         """The picture alone."""
         return self.scene().picture
-
-    @property
-    def golds(self) -> tuple[str, ...]:
-        """The gold answer and its aliases."""
-        return (self.answer, *self.aliases)
-
-    def as_dict(self) -> dict:
-        """Plain JSON; `from_dict` reads it back."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, row: dict) -> Question:
-        tuples = {key: tuple(value) for key, value in row.items() if isinstance(value, list)}
-        return cls(**(row | tuples))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -12,28 +12,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFilter
 
 from mmsr.protocol import Box
-from mmsr.world.snapshot import World
+from mmsr.world.snapshot import ASSETS, World
 
 SIDE = 384
 MAX_TILT = 12.0
 FRAME = 12
-FRAME_COLOURS = {
-    "red": (205, 30, 40),
-    "orange": (250, 140, 20),
-    "yellow": (250, 220, 40),
-    "green": (20, 140, 60),
-    "blue": (30, 70, 200),
-    "purple": (130, 50, 160),
-    "black": (15, 15, 15),
-    "white": (250, 250, 250),
-}
-BACKGROUNDS = ((225, 220, 210), (190, 205, 215), (160, 150, 140), (205, 195, 160), (175, 195, 170), (120, 125, 135))
+MARGIN = SIDE * 0.12  # by which a flag must lie further to one side than another
+_COLOURS = tomllib.loads((ASSETS / "scenes.toml").read_text(encoding="utf-8"))
+WALLS = [tuple(colour) for colour in _COLOURS["walls"]]
+FRAME_COLOURS = {name: tuple(colour) for name, colour in _COLOURS["frames"].items()}
 
 
 @dataclass(frozen=True)
@@ -61,67 +55,51 @@ class Scene:
 
     def references(self, index: int, kinds: Sequence[str] = ("position", "frame", "size", "relative")) -> list[str]:
         """Expressions that point at flag `index` and at no other flag of this scene, without "the flag …"."""
-        found = []
-        for kind in kinds:
-            found += [words for words, flags in _REFERENCES[kind](self) if flags == [index]]
-        return found
+        return [words for kind in kinds for words, meant in _expressions(self.flags, kind) if meant == [index]]
 
 
-def _extreme(scene: Scene, key, margin: float) -> list[int]:
+def _first(flags: Sequence[PlacedFlag], key: Callable[[PlacedFlag], float], margin: float) -> list[int]:
     """The flag with the smallest key, if it leads the next one by `margin`."""
-    order = sorted(range(len(scene.flags)), key=lambda i: key(scene.flags[i]))
-    return [order[0]] if key(scene.flags[order[1]]) - key(scene.flags[order[0]]) >= margin else []
+    first, second = sorted(range(len(flags)), key=lambda i: key(flags[i]))[:2]
+    return [first] if key(flags[second]) - key(flags[first]) >= margin else []
 
 
-def _by_position(scene: Scene) -> list[tuple[str, list[int]]]:
-    edges = {
-        "on the left": lambda f: f.centre[0],
-        "on the right": lambda f: -f.centre[0],
-        "at the top": lambda f: f.centre[1],
-        "at the bottom": lambda f: -f.centre[1],
-    }
-    return [(words, _extreme(scene, key, SIDE * 0.12)) for words, key in edges.items()]
-
-
-def _by_frame(scene: Scene) -> list[tuple[str, list[int]]]:
-    return [
-        (f"in the {colour} frame", [i for i, flag in enumerate(scene.flags) if flag.frame == colour])
-        for colour in dict.fromkeys(flag.frame for flag in scene.flags)
-    ]
-
-
-def _by_size(scene: Scene) -> list[tuple[str, list[int]]]:
-    return [
-        ("that is the largest", _extreme(scene, lambda f: -f.width, 18)),
-        ("that is the smallest", _extreme(scene, lambda f: f.width, 18)),
-    ]
-
-
-def _by_neighbour(scene: Scene) -> list[tuple[str, list[int]]]:
-    """The only flag on one side of a framed flag."""
-    found = []
-    margin = SIDE * 0.12
-    for words, flags in _by_frame(scene):
-        if len(flags) != 1:
-            continue
-        x, y = scene.flags[flags[0]].centre
-        others = [(i, *flag.centre) for i, flag in enumerate(scene.flags) if i != flags[0]]
-        anchor = f"the one {words}"
-        found += [
-            (f"to the left of {anchor}", [i for i, fx, _ in others if fx < x - margin]),
-            (f"to the right of {anchor}", [i for i, fx, _ in others if fx > x + margin]),
-            (f"above {anchor}", [i for i, _, fy in others if fy < y - margin]),
-            (f"below {anchor}", [i for i, _, fy in others if fy > y + margin]),
+def _expressions(flags: Sequence[PlacedFlag], kind: str) -> list[tuple[str, list[int]]]:
+    """The expressions of one kind, each with the flags that it may mean."""
+    if kind == "position":
+        return [
+            ("on the left", _first(flags, lambda f: f.centre[0], MARGIN)),
+            ("on the right", _first(flags, lambda f: -f.centre[0], MARGIN)),
+            ("at the top", _first(flags, lambda f: f.centre[1], MARGIN)),
+            ("at the bottom", _first(flags, lambda f: -f.centre[1], MARGIN)),
         ]
+    if kind == "size":
+        return [
+            ("that is the largest", _first(flags, lambda f: -f.width, 18)),
+            ("that is the smallest", _first(flags, lambda f: f.width, 18)),
+        ]
+    framed: dict[str, list[int]] = {}
+    for i, flag in enumerate(flags):
+        framed.setdefault(f"in the {flag.frame} frame", []).append(i)
+    if kind == "frame":
+        return list(framed.items())
+    found = []  # "relative": on one side of the only flag in its frame
+    for words, (index, *more) in framed.items():
+        if not more:
+            x, y = flags[index].centre
+            others = [(i, *flag.centre) for i, flag in enumerate(flags) if i != index]
+            found += [
+                (f"to the left of the one {words}", [i for i, fx, _ in others if fx < x - MARGIN]),
+                (f"to the right of the one {words}", [i for i, fx, _ in others if fx > x + MARGIN]),
+                (f"above the one {words}", [i for i, _, fy in others if fy < y - MARGIN]),
+                (f"below the one {words}", [i for i, _, fy in others if fy > y + MARGIN]),
+            ]
     return found
-
-
-_REFERENCES = {"position": _by_position, "frame": _by_frame, "size": _by_size, "relative": _by_neighbour}
 
 
 def _background(rng: random.Random) -> Image.Image:
     """A soft gradient between two wall colours with a few blurred shapes on it."""
-    first, second = rng.sample(BACKGROUNDS, 2)
+    first, second = rng.sample(WALLS, 2)
     ramp = Image.linear_gradient("L").rotate(rng.choice((0, 90, 180, 270))).resize((SIDE, SIDE))
     picture = Image.composite(Image.new("RGB", (SIDE, SIDE), first), Image.new("RGB", (SIDE, SIDE), second), ramp)
     draw = ImageDraw.Draw(picture)
@@ -160,8 +138,7 @@ def place_flags(flags: Sequence[tuple[str, Image.Image]], seed: int) -> Scene:
         rng = random.Random(f"{seed}/{attempt}/" + "/".join(name for name, _ in flags))
         picture, placed, taken = _background(rng), [], []
         for name, flag in flags:
-            spot = _find_spot(flag, rng, taken)
-            if spot is None:
+            if (spot := _find_spot(flag, rng, taken)) is None:
                 break
             width, tilt, x, y = spot
             frame = rng.choice(list(FRAME_COLOURS))
@@ -169,9 +146,9 @@ def place_flags(flags: Sequence[tuple[str, Image.Image]], seed: int) -> Scene:
             mask = Image.new("L", framed.size, 255)
             rotated = framed.rotate(tilt, Image.Resampling.BICUBIC, expand=True)
             picture.paste(rotated, (x, y), mask.rotate(tilt, Image.Resampling.BICUBIC, expand=True))
-            inner = _tilted_size(framed.width - 2 * FRAME, framed.height - 2 * FRAME, tilt)
+            w, h = _tilted_size(framed.width - 2 * FRAME, framed.height - 2 * FRAME, tilt)
             cx, cy = x + rotated.width / 2, y + rotated.height / 2
-            box = (cx - inner[0] / 2, cy - inner[1] / 2, cx + inner[0] / 2, cy + inner[1] / 2)
+            box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
             placed.append(PlacedFlag(name, tuple(round(v) for v in box), frame, width))
             taken.append((x, y, x + rotated.width, y + rotated.height))
         else:

@@ -54,7 +54,6 @@ class FlagImage:
 
     iso: str
     title: str
-    country: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +70,7 @@ class World:
 
     def by_name(self, name: str) -> Country | None:
         """The country of that short name, or None."""
-        return _names(self).get(name.lower())
+        return next((country for country in self.countries.values() if country.name.lower() == name.lower()), None)
 
     def page(self, iso: str, slug: str) -> Page | None:
         """The page of one country on one subject, or None where the factbook has none."""
@@ -84,16 +83,9 @@ class World:
 
 @functools.cache
 def _flags() -> dict[str, Image.Image]:
-    flags = {}
     with zipfile.ZipFile(ASSETS / "flags.zip") as archive:
-        for name in archive.namelist():
-            flags[Path(name).stem] = Image.open(io.BytesIO(archive.read(name))).convert("RGBA")
-    return flags
-
-
-@functools.lru_cache(maxsize=4)
-def _names(world: World) -> dict[str, Country]:
-    return {country.name.lower(): country for country in world.countries.values()}
+        pngs = {Path(name).stem: archive.read(name) for name in archive.namelist()}
+    return {iso: Image.open(io.BytesIO(png)).convert("RGBA") for iso, png in pngs.items()}
 
 
 @functools.cache
@@ -102,19 +94,12 @@ def load_world() -> World:
     snapshot = json.loads(bz2.decompress((ASSETS / "pages.json.bz2").read_bytes()))
     isos = [entry["iso"] for entry in snapshot["countries"]]
     shuffled = random.Random(SPLIT_SEED).sample(isos, len(isos))
-    split_of, start = {}, 0
-    for split, size in SPLIT_SIZES.items():
-        split_of |= dict.fromkeys(shuffled[start : start + size], split)
-        start += size
-    known = set(shuffled[:KNOWN_COUNTRIES])
-    countries = {
-        entry["iso"]: Country(entry["iso"], entry["name"], split_of[entry["iso"]], entry["iso"] in known)
-        for entry in snapshot["countries"]
-    }
-    pages = {entry["id"]: Page(**entry) for entry in snapshot["pages"]}
-    flags = tuple(
-        FlagImage(entry["iso"], f"Flag of {entry['name']}", kind == "countries")
-        for kind in ("countries", "territories")
-        for entry in snapshot[kind]
-    )
-    return World(countries, pages, flags)
+    splits = dict(zip(shuffled, (split for split, size in SPLIT_SIZES.items() for _ in range(size))))
+    known = shuffled[:KNOWN_COUNTRIES]
+    countries = [
+        Country(**entry, split=splits[iso], known=iso in known) for iso, entry in zip(isos, snapshot["countries"])
+    ]
+    pages = [Page(**entry) for entry in snapshot["pages"]]
+    pictured = snapshot["countries"] + snapshot["territories"]
+    flags = tuple(FlagImage(entry["iso"], f"Flag of {entry['name']}") for entry in pictured)
+    return World({country.iso: country for country in countries}, {page.id: page for page in pages}, flags)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsr.journal import Journal, JournalError, Stopped, fill, total_usage
+from mmsr.files import Journal, JournalError, Stopped, fill, total_usage
 from mmsr.tools.base import FatalToolError, ToolError, log_usage
 
 
@@ -97,7 +97,7 @@ def test_a_killed_process_leaves_its_rows_and_lets_go(tmp_path: Path) -> None:
     code = """if True:
         import os, sys
         from pathlib import Path
-        from mmsr.journal import Journal
+        from mmsr.files import Journal
         kept = Journal(Path(sys.argv[1]))
         for n in range(50):
             kept.add(str(n), {"n": n})
