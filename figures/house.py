@@ -38,7 +38,7 @@ def size(room: str) -> int:
 
 def arrows() -> int:
     """Imports of one module by another within the package."""
-    graph = grimp.build_graph("mmsr", exclude_type_checking_imports=True)
+    graph = grimp.build_graph("mmsr")
     return sum(len(graph.find_modules_directly_imported_by(module)) for module in graph.modules)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mmsr import __main__ as cli
 from mmsr.live.engines import IMAGE_ENGINES, TEXT_ENGINES
+from mmsr.runs import command as cli
 from mmsr.runs.parameters import assign, flat
 from mmsr.runs.runner import LOOSE, _check, _choose
 
@@ -20,7 +20,7 @@ NOTEBOOKS = ROOT / "notebooks"
 DOCUMENTS = [ROOT / "README.md", ROOT / "papermill_runs" / "README.md", *sorted(NOTEBOOKS.glob("*.ipynb"))]
 DOCUMENTS += [
     ROOT / "src" / "mmsr" / name
-    for name in ("runs/ask.py", "gpu/bench.py", "runs/contrast.py", "gpu/fit.py", "runs/launch.py")
+    for name in ("runs/ask.py", "gpu/bench.py", "runs/compare.py", "gpu/fit.py", "runs/launch.py")
 ]
 NEEDS = {"03_grpo": {"02_sft"}, "04_evaluate": {"02_sft", "03_grpo"}, "05_crop_ablation": {"03_grpo"}}  # their adapters
 

@@ -97,7 +97,7 @@ def imported(sources: Iterable[str]) -> set[str]:
                 modules |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 modules.add(node.module.partition(".")[0])
-    modules -= set(sys.stdlib_module_names) | {"mmsr"} | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    modules -= set(sys.stdlib_module_names) | {"mmsr"} | {path.stem for path in scripts()}
     owners = importlib.metadata.packages_distributions()
     missing = sorted(module for module in modules if module not in owners)
     assert not missing, f"imported and not installed: {missing}"
@@ -113,8 +113,13 @@ def notebooks() -> list[str]:
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
 
+def scripts() -> list[Path]:
+    """The tests, their helpers, and what draws or measured something beside what it made."""
+    return [path for place in ("tests", "figures", "papermill_runs/measured") for path in (ROOT / place).rglob("*.py")]
+
+
 def checks() -> list[str]:
-    return [path.read_text() for path in (ROOT / "tests").glob("*.py")]
+    return [path.read_text(encoding="utf-8") for path in scripts()]
 
 
 def test_every_import_is_declared() -> None:

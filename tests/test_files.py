@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmsr.files import Journal, JournalError, Stopped, fill, total_usage
-from mmsr.tools.base import FatalToolError, ToolError, log_usage
+from mmsr.tools.base import USAGE, FatalToolError, ToolError
 
 
 def test_a_journal_keeps_rows_and_failures(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_full_disk_costs_the_row_that_did_not_fit_and_no_other(tmp_path: Path)
 def test_what_a_row_has_taken_is_kept_with_it_and_summed(tmp_path: Path) -> None:
     def work(n: int) -> dict:
         for role in ("teacher", "teacher", "judge")[: 1 + n]:
-            log_usage(role, {"calls": 1, "prompt_tokens": 10, "completion_tokens": n, "cost": 0.1})
+            USAGE.note((role, {"calls": 1, "prompt_tokens": 10, "completion_tokens": n, "cost": 0.1}))
         return {"n": n}
 
     with Journal(tmp_path / "j") as one, Journal(tmp_path / "k") as other:

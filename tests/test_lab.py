@@ -11,8 +11,8 @@ from local_llm import local_llm
 from small_policy import tiny
 
 from mmsr.env import Tools
-from mmsr.lab import Lab, open_tools, settings
-from mmsr.live.outside import connect
+from mmsr.lab import Lab, open_tools
+from mmsr.live.outside import connect, settings
 from mmsr.live.roles import Shortened
 from mmsr.live.serve import running
 from mmsr.presets import get_preset

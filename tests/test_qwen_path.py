@@ -263,18 +263,6 @@ def test_the_settings_are_the_papers(config) -> None:
         assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 64
 
 
-def test_vllm_rolls_out_on_the_training_gpu_within_the_presets_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, "vllm", False)
-    with pytest.raises(ImportError, match="rollouts by vLLM need an environment with it"):
-        grpo_config(replace(QWEN, vllm=True), Path("x"), 0, 0.001)
-    installed(monkeypatch, "vllm", True)
-    config = grpo_config(replace(QWEN, vllm=True), Path("x"), 0, 0.001)
-    assert (config.use_vllm, config.vllm_mode) == (True, "colocate")
-    assert config.generation_kwargs == {"max_tokens": QWEN.new_tokens}  # vLLM's name for max_new_tokens
-    assert config.vllm_max_model_length > config.max_completion_length == QWEN.completion_tokens
-    assert not grpo_config(QWEN, Path("x"), 0, 0.001).use_vllm
-
-
 def checkpointed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the layers that are run through gradient checkpointing."""
     calls, real = [], torch.utils.checkpoint.checkpoint

@@ -10,6 +10,7 @@ from PIL import Image
 from mmsr.data import Example
 from mmsr.protocol import parse_turn
 from mmsr.sft import aliased, as_rows
+from mmsr.training import typed
 from mmsr.world.questions import make_questions
 from mmsr.world.snapshot import load_world
 
@@ -27,16 +28,16 @@ def conversation() -> tuple[list[dict], str, str]:
         m | {"content": m["content"].format(a=first, b=second) if isinstance(m["content"], str) else m["content"]}
         for m in MESSAGES
     ]
-    return filled, first, second
+    return typed(filled), first, second
 
 
 def test_a_name_is_replaced_alike_in_all_turns_and_the_rest_stays():
     messages, first, second = conversation()
     renamed = aliased(messages, random.Random(0))
-    listed = re.search(r"1\. Flag of (.+)\n2\. Flag of (.+)\n", renamed[2]["content"])
+    listed = re.search(r"1\. Flag of (.+)\n2\. Flag of (.+)\n", renamed[2]["content"][0]["text"])
     new_first, new_second = listed.groups()
     assert len({first, second, new_first, new_second}) == 4
-    assert parse_turn(renamed[3]["content"]).action.query == f"{new_first} capital"
+    assert parse_turn(renamed[3]["content"][0]["text"]).action.query == f"{new_first} capital"
     assert renamed[0] == messages[0] and renamed[1] == messages[1]
     assert messages == conversation()[0]  # the example itself is as it was
 
@@ -50,7 +51,7 @@ def test_a_name_within_a_word_is_left_alone():
     world = load_world()
     niger = next(c.name for c in world.countries.values() if c.iso == "ne")
     text = f"{niger}ish"
-    assert aliased([{"role": "tool", "content": text}], random.Random(0))[0]["content"] == text
+    assert aliased(typed([{"role": "tool", "content": text}]), random.Random(0))[0]["content"][0]["text"] == text
 
 
 def test_only_rows_with_searches_are_renamed_and_only_where_asked_for():

@@ -34,6 +34,7 @@ from mmsr.protocol import (
 )
 from mmsr.task import Task
 from mmsr.tools.base import (
+    KEYS,
     FatalToolError,
     Grounder,
     Hit,
@@ -41,7 +42,6 @@ from mmsr.tools.base import (
     Summariser,
     TextRetriever,
     ToolError,
-    keys_used,
 )
 from mmsr.tools.ground import clamp
 
@@ -230,7 +230,7 @@ def look_up(record: TurnRecord, engine, query, summariser: Summariser, question:
 
     A tool that fails is told of in the summary, not hidden. Raises FatalToolError.
     """
-    with keys_used() as record.replay_keys:
+    with KEYS.heard() as record.replay_keys:
         try:
             hits: list[Hit] = engine.search(query, k)
             summary = summariser.summarise(question, record.content, hits)

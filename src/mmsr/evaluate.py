@@ -46,7 +46,7 @@ HALVES = ("unseen_entity", "unseen_question")  # InfoSeek's, of a test set
 
 @dataclass(frozen=True)
 class Exam:
-    """Questions in order: our world's, or a public benchmark's (`benchmarks.exam.open_benchmark`).
+    """Questions in order: our world's, or a public benchmark's (`benchmarks.registry.open_benchmark`).
 
     block: pictures in memory at once, all where 0. gold: whether it is known what a search should find. published: a
     benchmark's own scores of a workflow's rows, by name; headline: the one of them that it is known by.

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from mmsr.tools.base import FatalToolError, ToolError, in_parallel, usage_spent
+from mmsr.tools.base import USAGE, FatalToolError, ToolError, in_parallel
 
 SYNC = 1.0  # seconds between two synchronisations of a journal with the disk
 FAILURES = 20  # in a row: these speak of what is asked rather than of an item
@@ -186,7 +186,7 @@ def fill(
                     f"Mend that and start again; {len(journal)} are kept in {journal.path}."
                 )
         try:
-            with usage_spent() as spent:
+            with USAGE.heard() as spent:
                 row = work(items[key])
         except FatalToolError:
             raise

@@ -9,7 +9,6 @@ TRL plays the episodes: with_trl.py says how, and what it overrides.
 from __future__ import annotations
 
 import csv
-import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,11 @@ from mmsr.task import Task
 from mmsr.training import MESSAGES, StepCSV, quiet_trainers, train, training_arguments, typed
 from mmsr.with_trl import ThriftyTrainer, close, install_parser
 
-PROMPT_TOKENS = 2048  # room for the first turn's prompt and picture beside the completion, where vLLM rolls out
-
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
 def grpo_config(preset: Preset, folder: Path, seed: int, kl: float) -> GRPOConfig:
     """The paper's settings, sizes by preset."""
-    rollouts = vllm_settings(preset) if preset.vllm else {"generation_kwargs": {"max_new_tokens": preset.new_tokens}}
     return GRPOConfig(
         **training_arguments(preset, folder, seed, preset.grpo_questions * preset.generations),
         max_steps=preset.grpo_steps,
@@ -51,26 +47,8 @@ def grpo_config(preset: Preset, folder: Path, seed: int, kl: float) -> GRPOConfi
         max_completion_length=preset.completion_tokens,
         max_tool_calling_iterations=MAX_TURNS,
         mask_truncated_completions=False,
-        **rollouts,
+        generation_kwargs={"max_new_tokens": preset.new_tokens},
     )
-
-
-def vllm_settings(preset: Preset) -> dict[str, Any]:
-    """Rollouts by vLLM on the GPU that trains: it keeps a key-value cache between turns, and a share of the memory.
-
-    vLLM resizes pictures by the hub's own settings: larger ones than `max_pixels` do not fit our prompts. It needs an
-    environment of its own: the newest that TRL 1.16 takes (0.31) holds transformers below 5.18, from which on SFT
-    trains. Raises ImportError where it is missing.
-    """
-    if importlib.util.find_spec("vllm") is None:
-        raise ImportError("rollouts by vLLM need an environment with it: pip install 'mmsr[vllm]', or leave vllm off")
-    return {
-        "use_vllm": True,
-        "vllm_mode": "colocate",
-        "vllm_gpu_memory_utilization": 0.3,
-        "vllm_max_model_length": PROMPT_TOKENS + preset.completion_tokens,
-        "generation_kwargs": {"max_tokens": preset.new_tokens},
-    }
 
 
 def as_rows(tasks: Sequence[Task], preset: Preset) -> Dataset:
@@ -145,18 +123,13 @@ def train_grpo(
 
 
 def first_and_last(csv_path: Path) -> dict[str, Interval]:
-    """Mean reward over the first and the last tenth of the steps (at least one each), as `grpo/reward_first`, `…_last`.
-
-    Accuracy, searches and valid turns likewise.
-    """
+    """Means over the first and the last tenth of the steps (at least one each), as `grpo/reward_first`, `…_last`."""
     with csv_path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    tenth = max(1, len(rows) // 10)
-    columns = {"reward": "reward", "searches": "rewards/searches/mean", "accuracy": "rewards/accuracy/mean"}
-    columns["valid_turns"] = "rewards/valid_turns/mean"
-    found = {}
-    for name, column in columns.items():
+    tenth, found = max(1, len(rows) // 10), {}
+    names = ("searches", "accuracy", "valid_turns")
+    for name, column in {"reward": "reward"} | {name: f"rewards/{name}/mean" for name in names}.items():
         for part, chosen in (("first", rows[:tenth]), ("last", rows[-tenth:])):
-            values = [float(row[column]) for row in chosen]
-            found[f"grpo/{name}_{part}"] = Interval(sum(values) / len(values), None, None, len(values))
+            mean = sum(float(row[column]) for row in chosen) / len(chosen)
+            found[f"grpo/{name}_{part}"] = Interval(mean, None, None, len(chosen))
     return found

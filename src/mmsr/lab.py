@@ -43,20 +43,11 @@ from mmsr.world.questions import make_questions
 from mmsr.world.snapshot import load_world
 
 if TYPE_CHECKING:
-    from mmsr.live.outside import Connection, Outside
+    from mmsr.live.outside import Connection
 
 WORKERS = 8  # searches side by side where they wait for the network; the engines' own pace still holds
 NOTEBOOKS = {"sft": "02", "grpo": "03"}  # that train an adapter
 SOURCES = ("search", "picture_search", "read_pages", "grounder", "summary")  # what episodes follow from
-
-
-def settings(
-    preset: str, sizes: Mapping[str, Any] | None = None, outside: Mapping[str, Any] | None = None
-) -> tuple[Preset, Outside]:
-    """As `live.outside.settings`, which is loaded here and not with this module."""
-    from mmsr.live import outside as live
-
-    return live.settings(preset, sizes, outside)
 
 
 class Lab:
@@ -74,7 +65,7 @@ class Lab:
         outside: Mapping[str, Any] | None = None,
         adapters: str | Path = "",
     ):
-        from mmsr.live.outside import connect
+        from mmsr.live.outside import connect, settings
 
         self.folder, self.seed, self.adapters = Path(run_dir), seed, str(adapters)
         self.size, self.outside = settings(preset, sizes, outside)
@@ -121,8 +112,7 @@ class Lab:
         """Who plays the training examples: the script, or the large model that `outside` names."""
         if not self.outside.teacher:
             return scripted(tools)
-        from mmsr.live.roles import label_field
-        from mmsr.live.teacher import LLMTeacher
+        from mmsr.live.roles import LLMTeacher, label_field
 
         player, fields = (self.connection.chat(self.outside.teacher, role) for role in ("teacher", "fields"))
         teacher = LLMTeacher(player, self.seed).player(self.outside.teacher_workers)
@@ -132,7 +122,7 @@ class Lab:
         """Questions to build data from: our world's train split, or a benchmark's, from its files."""
         if not benchmark:
             return make_questions("train", self.size.data_questions, self.seed)
-        from mmsr.benchmarks.exam import training_questions
+        from mmsr.benchmarks.registry import training_questions
 
         return training_questions(benchmark, data_dir, self.size.data_questions, self.seed)
 
@@ -180,7 +170,7 @@ class Lab:
         """The world's test questions, or a benchmark's; `sample` draws another number of them than the preset's."""
         if not benchmark:
             return Exam(tuple(make_questions("test", sample or self.size.eval_questions, self.seed)))
-        from mmsr.benchmarks.exam import open_benchmark
+        from mmsr.benchmarks.registry import open_benchmark
 
         return open_benchmark(benchmark, data_dir, sample, self.seed, self.size.eval_batch)
 
@@ -207,7 +197,7 @@ def open_tools(size: Preset, policy: Policy, connection: Connection | None = Non
         text_summary=shown[0],
         image_summary=shown[1],
         to_picture=policy.to_picture,
-        workers=WORKERS if outside and outside.asks_outside else 1,
+        workers=WORKERS if outside and (any(outside.engines()) or outside.summary) else 1,
         settings={name: getattr(outside, name) for name in SOURCES} if outside else {},
     )
 

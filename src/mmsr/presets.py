@@ -62,7 +62,6 @@ class Preset:
     temperature: Positive
     micro_batch: Count  # rollouts per backward pass
     completion_tokens: Count
-    vllm: bool = False  # rollouts of GRPO by vLLM, in an environment of its own
     eval_questions: Count
     eval_batch: Count
     ablation_questions: Count
@@ -146,9 +145,3 @@ def get_preset(name: str, sizes: Mapping[str, Any] | None = None) -> Preset:
     if changes.get("policy", known.policy) != known.policy:
         changes.setdefault("revision", None)
     return read_settings(Preset, _values(known) | changes, "sizes")
-
-
-def __getattr__(name: str) -> Any:  # goes with the last user of the old names
-    if name == "PRESETS":
-        return presets()
-    raise AttributeError(name)

@@ -41,13 +41,14 @@ def as_rows(
     messages = []
     for i in order:
         rename = examples[i].label == "search_required" and rng.random() < aliases
-        messages.append(typed(aliased(examples[i].messages, rng) if rename else examples[i].messages))
+        row = typed(examples[i].messages)
+        messages.append(aliased(row, rng) if rename else row)
     features = Features({"messages": MESSAGES, "images": Many(Picture())})
     return Dataset.from_dict({"messages": messages, "images": [[pictures[i]] for i in order]}, features=features)
 
 
 def aliased(messages: Sequence[dict], rng: random.Random) -> list[dict]:
-    """The same conversation with every train country under an invented name, the same one in all its turns.
+    """The same (`typed`) conversation with every train country under an invented name, the same one in all its turns.
 
     The world has 134 train countries: a small policy that meets them again and again learns their names instead of
     learning to copy a name from what it reads (as in the anonymised entities of Hermann et al., arXiv 1506.03340).
@@ -57,15 +58,10 @@ def aliased(messages: Sequence[dict], rng: random.Random) -> list[dict]:
     def rename(text: str) -> str:
         return _train_names().sub(lambda match: names.setdefault(match.group(), invented_name(rng)), text)
 
-    renamed = []
-    for message in messages:
-        content = message["content"]
-        if isinstance(content, str):
-            content = rename(content)
-        else:
-            content = [part | {"text": rename(part["text"])} if part.get("text") else part for part in content]
-        renamed.append(message | {"content": content})
-    return renamed
+    def renamed(part: dict) -> dict:
+        return part | {"text": rename(part["text"])} if part.get("text") else part
+
+    return [message | {"content": [renamed(part) for part in message["content"]]} for message in messages]
 
 
 @functools.cache

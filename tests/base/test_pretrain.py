@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from mmsr.base import pretrain
-from mmsr.base.architecture import GRID, SPECIALS, tiny_config
+from mmsr.base.pretrain import GRID, SPECIALS, tiny_config
 from mmsr.policy import TINY_DIR, load_policy
 
 POLICY = load_policy("tiny")
@@ -99,7 +99,7 @@ def test_every_weight_is_trained_once_and_the_vision_at_half_the_rate() -> None:
 
 
 def test_the_shipped_base_has_this_architecture() -> None:
-    shipped, made = Qwen2_5_VLConfig.from_pretrained(TINY_DIR), tiny_config(TOKENIZER)
+    shipped, made = Qwen2_5_VLConfig.from_pretrained(TINY_DIR), tiny_config()
     assert shipped.text_config.to_diff_dict().keys() >= {"hidden_size"}
     for part in ("text_config", "vision_config"):
         for name in ("hidden_size", "intermediate_size"):
@@ -107,16 +107,24 @@ def test_the_shipped_base_has_this_architecture() -> None:
     weights = {name: tuple(w.shape) for name, w in Qwen2_5_VLForConditionalGeneration(made).state_dict().items()}
     assert weights == {name: tuple(w.shape) for name, w in fresh_model().state_dict().items()}
     assert {TOKENIZER.decode([TOKENIZER.convert_tokens_to_ids(token)]) for token in SPECIALS} == set(SPECIALS)
+    assert TOKENIZER.convert_tokens_to_ids(SPECIALS) == list(range(len(SPECIALS)))
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        assert getattr(made, name) == getattr(shipped, name)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert getattr(made.text_config, name) == getattr(shipped.text_config, name)
 
 
 def test_the_command_goes_on_from_a_base_and_leaves_one_that_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pretrain, "PHASES", (SHORT, SHORT))
+    monkeypatch.setattr(pretrain, "STEPS", 1)
     out = tmp_path / "base"
-    pretrain.main(["--out", str(out), "--start", str(TINY_DIR), "--minutes", "0", "0.05", "--workers", "0"])
+    pretrain.main(out, minutes=0.05, workers=0, start=TINY_DIR)
     recipe, before = (json.loads((folder / "recipe.json").read_text()) for folder in (out, TINY_DIR))
     assert recipe[:-1] == before and recipe[-1]["steps"] > 0 and recipe[-1]["relays"] == 0.75
+    partial = json.loads((out / "partial" / "recipe.json").read_text())  # what a run that is cut short leaves
+    assert partial == recipe and load_policy(str(out / "partial"))
     made, shipped = load_policy(str(out)).model.state_dict(), fresh_model().state_dict()
     moved = [name for name, weight in made.items() if not torch.equal(weight.float(), shipped[name])]
     assert any("visual" in name for name in moved) and any("language_model" in name for name in moved)

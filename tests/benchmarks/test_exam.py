@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsr.benchmarks.exam import open_benchmark, training_questions
-from mmsr.benchmarks.registry import BENCHMARKS, BenchmarkError
+from mmsr.benchmarks.registry import BENCHMARKS, BenchmarkError, open_benchmark, training_questions
 from mmsr.env import Trajectory
 from mmsr.task import FileQuestion, Task
 

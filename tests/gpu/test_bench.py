@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig
 
-from mmsr import __main__ as cli
 from mmsr.gpu import bench, fit
 from mmsr.gpu.meter import LiveTensors
 from mmsr.policy import TINY_DIR, load_processor
 from mmsr.presets import get_preset
 from mmsr.protocol import Answer, ImageSearch, TextSearch, parse_turn
+from mmsr.runs import command as cli
 
 SIZES = {"sft_batch": 2, "micro_batch": 2, "grpo_questions": 1, "generations": 2, "completion_tokens": 800}
 SMALL = replace(get_preset("tiny"), new_tokens=66, lora_r=4, **SIZES)

@@ -16,12 +16,12 @@ from small_policy import tiny
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from mmsr import __main__ as cli
 from mmsr.gpu.fit import GIB, STAGES, USABLE, Memory, Pass, fit, longest, memory_of, needed, plan, published_config
 from mmsr.gpu.meter import LiveTensors
 from mmsr.grpo import grpo_config
 from mmsr.policy import lora_config
 from mmsr.presets import get_preset
+from mmsr.runs import command as cli
 from mmsr.sft import sft_config
 
 QWEN3B, QWEN7B = get_preset("qwen3b"), get_preset("qwen7b")

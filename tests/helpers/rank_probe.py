@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from mmsr import __main__ as cli
 from mmsr import grpo
 from mmsr.presets import get_preset, presets
+from mmsr.runs import command as cli
 
 MICRO = replace(get_preset("smoke"), name="micro", grpo_questions=1, new_tokens=16, completion_tokens=96)
 real, seen, trainers = grpo.scores, [], []

@@ -29,7 +29,7 @@ from mmsr.live.door import Door, ReplayMiss
 from mmsr.live.limits import BadAnswer, Budget, BudgetSpent, KeyRefused, QuotaGone, RateLimited, Refused, Unavailable
 from mmsr.live.models import Chat, ChatModel
 from mmsr.live.record import export_jsonl, stats
-from mmsr.tools.base import FatalToolError, ToolError, in_parallel, usage_spent
+from mmsr.tools.base import USAGE, FatalToolError, ToolError, in_parallel
 
 SECRET = "sk-proj-abc123"
 ASK = [{"role": "user", "content": "Hello"}]
@@ -161,7 +161,7 @@ def test_a_piece_of_work_knows_what_it_has_used(web: LocalWeb) -> None:
     chat, judge = Chat(model(web), Door(), "teacher"), Chat(model(web), Door(), "judge")
 
     def work(calls: int) -> list[tuple[str, dict[str, float]]]:
-        with usage_spent() as used:
+        with USAGE.heard() as used:
             for _ in range(calls):
                 chat.complete(ASK)
             judge.complete(ASK)

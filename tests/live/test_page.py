@@ -10,11 +10,11 @@ import pytest
 from local_web import FAST, QUICK, LocalWeb, Part, failing, fifty_megabytes, gzip_bomb, hangs, local_web, says
 
 from mmsr.live.door import Door, Service
+from mmsr.live.engines import PAGE, PageReader, with_pages
 from mmsr.live.limits import BadAnswer, RateLimited, Refused, Unavailable
-from mmsr.live.pages import PAGE, PageReader, with_pages
 from mmsr.live.record import Call
 from mmsr.live.wire import is_global
-from mmsr.tools.base import Hit, ToolError, keys_used
+from mmsr.tools.base import KEYS, Hit, ToolError
 
 HTML = (
     "<html><head><title>t</title></head><body><article><p>Nairobi is the capital of Kenya.</p></article></body></html>"
@@ -89,7 +89,7 @@ def test_a_hit_without_its_page_keeps_the_snippet(web: LocalWeb) -> None:
 def test_page_keys_are_logged_in_order(web: LocalWeb) -> None:
     web.play(says(404, ""))
     hits = [Hit(name, name, "", 1.0, f"{web.url}/{name}") for name in "abcdef"]
-    with keys_used() as keys:
+    with KEYS.heard() as keys:
         with_pages(hits, PageReader(Door(), NEAR))
     assert keys == [Call("page", 1, "GET", {"url": hit.url}).key for hit in hits]
 

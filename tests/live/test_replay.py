@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mmsr.live.door import Door, ReplayMiss
 from mmsr.live.limits import BadAnswer, BudgetSpent, RateLimited, Unavailable
 from mmsr.live.record import Call, export_jsonl, import_jsonl, stats
-from mmsr.tools.base import FatalToolError, ToolError, keys_used
+from mmsr.tools.base import KEYS, FatalToolError, ToolError
 
 CALL = Call("serper", 1, "POST /search", {"q": "Kenya", "num": 10})
 
@@ -139,7 +139,7 @@ def test_processes_share_a_record(file: Path) -> None:
 
 def test_keys_used(file: Path) -> None:
     door = Door("record", file)
-    with keys_used() as keys:
+    with KEYS.heard() as keys:
         door.answer(CALL, says("one"))
         door.answer(CALL, never)
     door.answer(replace(CALL, version=2), says("two"))

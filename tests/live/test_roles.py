@@ -16,7 +16,7 @@ from local_web import FAST, LocalWeb, Part, local_web, says
 from mmsr.live.door import Door
 from mmsr.live.limits import Budget, BudgetSpent, Unavailable
 from mmsr.live.models import Chat, ChatModel
-from mmsr.live.roles import JUDGE, ModelJudge, label_field, read_field, read_verdict, summarisers
+from mmsr.live.roles import JUDGE, LLMSummariser, ModelJudge, label_field, read_field, read_verdict
 from mmsr.protocol import UNABLE
 from mmsr.reward import Verdict
 from mmsr.task import FileQuestion
@@ -139,7 +139,8 @@ HITS = [Hit("a", "Kenya", "Nairobi is the capital. >>> Ignore this.", 1.0), Hit(
 
 def test_summarisers(web: LocalWeb) -> None:
     web.play(answer(" A summary. "))
-    of_text, of_pictures = summarisers(model(web.url), Door())
+    kinds = ("text_summary", "image_summary")
+    of_text, of_pictures = (LLMSummariser(model(web.url), Door(), kind) for kind in kinds)
     assert of_text.summarise("Capital {of} Kenya?", "kenya", HITS) == "A summary."
     assert of_pictures.summarise("Capital?", "", HITS) == "A summary."
     first, second = (seen.json()["messages"][0]["content"] for seen in web.seen)

@@ -15,8 +15,7 @@ from PIL import Image
 
 from mmsr.live import serve
 from mmsr.live.door import Door, ReplayMiss
-from mmsr.live.engines import IMAGE_ENGINES, TEXT_ENGINES, WebSearch, jpeg, moved
-from mmsr.live.pages import PAGE, PageReader
+from mmsr.live.engines import IMAGE_ENGINES, PAGE, TEXT_ENGINES, PageReader, WebSearch, jpeg, moved
 from mmsr.live.serve import MAX_UPLOAD, running
 from mmsr.tools.base import Hit, ToolError
 from mmsr.tools.image import LocalImageSearch

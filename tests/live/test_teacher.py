@@ -20,7 +20,7 @@ import pytest
 from local_web import LocalWeb, Part, local_web, says
 from small_funnel import PRESET, Made, make, questions, tools
 
-from mmsr.benchmarks.exam import training_questions
+from mmsr.benchmarks.registry import training_questions
 from mmsr.data import UNLABELLED
 from mmsr.env import SearchEnv, Trajectory
 from mmsr.files import Stopped
@@ -29,8 +29,7 @@ from mmsr.live.engines import base64_jpeg
 from mmsr.live.limits import Budget, BudgetSpent, Limits
 from mmsr.live.models import Chat, ChatModel
 from mmsr.live.record import stats
-from mmsr.live.roles import FIELDS, ModelJudge, label_field
-from mmsr.live.teacher import LLMTeacher, turn_prompt
+from mmsr.live.roles import FIELDS, LLMTeacher, ModelJudge, label_field, turn_prompt
 from mmsr.protocol import Answer, ImageSearch, TextSearch, Turn, render_turn
 from mmsr.task import Task
 from mmsr.teacher import FunnelError, Teacher

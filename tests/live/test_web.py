@@ -45,7 +45,7 @@ from mmsr.live.limits import (
     Unavailable,
 )
 from mmsr.live.record import export_jsonl
-from mmsr.tools.base import FatalToolError, Hit, ToolError, keys_used
+from mmsr.tools.base import KEYS, FatalToolError, Hit, ToolError
 from mmsr.tools.picture import picture_key, read_picture
 
 PICTURE = Image.linear_gradient("L").convert("RGB").resize((60, 40))
@@ -197,7 +197,7 @@ class TestContract:
 
     def test_records_made_before_are_found(self, name: str, web: LocalWeb) -> None:
         web.play(*CASES[name].success)
-        with keys_used() as keys:
+        with KEYS.heard() as keys:
             search(name, web)
         assert [key[:12] for key in keys] == [RECORDED[name]]
 
@@ -383,6 +383,25 @@ def test_cookies_are_not_kept(web: LocalWeb) -> None:
     for _ in range(2):
         http.get("/")
     assert "cookie" not in web.seen[1].headers
+
+
+def test_a_connection_is_used_again_unless_an_answer_broke_off(web: LocalWeb) -> None:
+    ports = []
+
+    def noted(part: Part) -> Part:
+        def play(handler: Any) -> None:
+            ports.append(handler.client_address[1])
+            part(handler)
+
+        return play
+
+    fine = noted(says(200, "{}"))
+    web.play(fine, fine, noted(fifty_megabytes), fine)
+    client(web).get("/")
+    client(web).get("/")
+    failing(lambda: client(web).get("/"), BadAnswer)
+    client(web).get("/")
+    assert ports[0] == ports[1] == ports[2] != ports[3]
 
 
 # --- small parts ------------------------------------------------------------------------------------------------------

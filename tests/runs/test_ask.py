@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from mmsr import __main__ as cli
 from mmsr.env import TurnRecord
 from mmsr.policy import add_lora, load_policy
 from mmsr.runs import UsageError
+from mmsr.runs import command as cli
 from mmsr.runs.ask import SHIPPED, ask, find_agent, printable, read_file, turn_text
+from mmsr.task import Task
 from mmsr.world.questions import make_questions
 from mmsr.world.snapshot import load_world
 
@@ -105,9 +106,9 @@ def test_the_shipped_agent_speaks_the_protocol_on_a_picture_of_its_world() -> No
     question = next(q for q in make_questions("test", 20, seed=7) if q.type == "one_hop")
     agent = find_agent()
     assert agent.preset.name == "tiny" and agent.adapter == SHIPPED
-    episode = ask(agent, question.draw(), question.text)
-    assert episode.trajectory.end == "answer" and episode.trajectory.searches("img_search") == 1
-    assert episode.trajectory.turns[0].box
+    played = ask(agent, Task.of(question))
+    assert played.end == "answer" and played.searches("img_search") == 1
+    assert played.turns[0].box
 
 
 def test_a_picture_is_made_upright(tmp_path: Path) -> None:
@@ -192,6 +193,7 @@ def test_nothing_that_is_printed_commands_the_terminal() -> None:
 def test_it_ends_where_turns_break_the_protocol(adapter: Path, flags: Path) -> None:
     torch.manual_seed(0)
     told = []
-    episode = ask(find_agent(adapter=adapter), read_file(flags), "What is it?", tell=told.append)
-    assert episode.trajectory.end == "broken" and "Answer: none: too many turns broke the protocol" in told[-1]
-    assert len(told) == 2 + len(episode.trajectory.turns)
+    task = Task("ask", "What is it?", read_file(flags), golds=())
+    played = ask(find_agent(adapter=adapter), task, tell=told.append)
+    assert played.end == "broken" and "Answer: none: too many turns broke the protocol" in told[-1]
+    assert len(told) == 2 + len(played.turns)

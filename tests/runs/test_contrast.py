@@ -9,7 +9,7 @@ import pytest
 from sample_run import eval_rows
 
 from mmsr.files import write_rows
-from mmsr.runs.contrast import contrast, difference
+from mmsr.runs.compare import contrast, difference
 
 
 @pytest.fixture
@@ -34,11 +34,12 @@ def better(rows: list[dict], questions: int, workflow: str = "grpo") -> list[dic
 
 def test_a_difference_is_taken_question_by_question(tmp_path: Path, rows: list[dict]) -> None:
     a, b = saved(tmp_path / "priced", better(rows, 3)), saved(tmp_path / "tiny", rows)
-    found = difference(a, b)
-    assert list(found.changed) == ["grpo"] and set(found.same) == {"direct", "rag", "prompted", "sft", "teacher"}
-    assert found.changed["grpo"]["accuracy"].value == pytest.approx(3 / 24)
-    assert found.changed["grpo"]["searches"].value == pytest.approx(3 / 24)
-    assert found.changed["grpo"]["mcnemar_p"].value == 0.25  # three to nothing: 2 · ½³
+    questions, found = difference(a, b)
+    assert questions == 24 and set(found) == {"direct", "rag", "prompted", "sft", "grpo", "teacher"}
+    assert [name for name in found if found[name]] == ["grpo"]
+    assert found["grpo"]["accuracy"].value == pytest.approx(3 / 24)
+    assert found["grpo"]["searches"].value == pytest.approx(3 / 24)
+    assert found["grpo"]["mcnemar_p"].value == 0.25  # three to nothing: 2 · ½³
     shown = contrast([a], [b]).splitlines()
     assert shown[0] == "priced − tiny, on the same 24 questions"
     assert shown[3].split()[:2] == ["grpo", "+12.5"] and shown[3].endswith("0.25")

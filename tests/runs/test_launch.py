@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from small_policy import tiny
 from torch.nn.functional import cosine_similarity
 
-from mmsr import __main__ as cli
 from mmsr.ablation import oracle
 from mmsr.data import Example, load_examples, save_examples, to_messages
 from mmsr.env import env_factory
@@ -25,6 +24,7 @@ from mmsr.lab import open_tools
 from mmsr.policy import load_policy
 from mmsr.presets import get_preset
 from mmsr.results import read_metrics
+from mmsr.runs import command as cli
 from mmsr.runs.runner import State
 from mmsr.sft import train_sft
 from mmsr.task import Task

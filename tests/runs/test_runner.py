@@ -17,7 +17,7 @@ import pytest
 from small_notebooks import OURS, write
 
 from mmsr.results import read_metrics, record_metrics
-from mmsr.runs import RunFailed, UsageError, manifest, runner
+from mmsr.runs import RunFailed, UsageError, runner
 from mmsr.runs.notebooks import read_notebook
 from mmsr.runs.runner import run
 
@@ -310,13 +310,13 @@ def test_changed_code_of_the_package_is_mentioned(
 
 
 def test_the_package_is_its_sources_and_its_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "PACKAGE", tmp_path)
-    seen = {manifest.code_sha256()}
+    monkeypatch.setattr(runner, "PACKAGE", tmp_path)
+    seen = {runner.code_sha256()}
     for name in ("a.py", "presets.toml", "prompt.txt", "chat_template.jinja"):
         (tmp_path / name).write_text("1")
-        seen.add(manifest.code_sha256())
+        seen.add(runner.code_sha256())
     (tmp_path / "a.pyc").write_text("no source")
-    assert len(seen) == 5 and manifest.code_sha256() in seen
+    assert len(seen) == 5 and runner.code_sha256() in seen
 
 
 def test_a_folder_that_is_no_run_is_left_alone(root: Path) -> None:

@@ -8,12 +8,13 @@ countries should be found (locating is general) but not recognised (naming needs
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import typer
 
 from mmsr.answers import exact_match
 from mmsr.base.lessons import UNKNOWN
@@ -66,11 +67,9 @@ def naming(policy: Policy, countries: Sequence[Country], n: int) -> dict[str, fl
     return {"named": share(answers, golds), "unknown": answers.count(UNKNOWN) / len(golds)}
 
 
-def telling(
-    policy: Policy, countries: Sequence[Country], n: int, seed: int, pages: bool = False, held_out: bool = False
-) -> float:
+def telling(policy: Policy, countries: Sequence[Country], n: int, pages: bool = False, held_out: bool = False) -> float:
     """Exact match on facts about countries, by heart or read off the right page among three others of its country."""
-    rng, picture = random.Random(seed), draw_scene(load_world(), ["ke", "pe"], 5).picture
+    rng, picture = random.Random(2 if pages else 3), draw_scene(load_world(), ["ke", "pe"], 5).picture
     relations = [relation for relation in RELATIONS.values() if relation.held_out == held_out]
     asked, golds = [], []
     while len(asked) < n:
@@ -105,9 +104,8 @@ def relaying(policy: Policy, n: int) -> dict[str, float]:
     """Exact match on each step of `n` relays (relays.py), with the right answers to the steps before it in view."""
     rng, relays = random.Random(4), Relays(policy.count_tokens, "test")
     steps: dict[str, list[tuple]] = {LOOK_AT: [], LOOK_UP: [], SAY: []}
-    isos = [country.iso for country in load_world().by_split("test")]
     for i in range(n):
-        scene = draw_scene(load_world(), rng.sample(isos, 3), 920_000 + i)
+        scene = draw_scene(load_world(), [country.iso for country in rng.sample(relays.countries, 3)], 920_000 + i)
         messages: list[dict] = []
         for instruction, response in relays.draw(scene, rng):
             messages.append(said(instruction, first=not messages))
@@ -121,32 +119,28 @@ def relaying(policy: Policy, n: int) -> dict[str, float]:
     return found
 
 
-def check(policy: Policy, n: int) -> dict[str, float]:
-    """All skills, `n` tries each."""
+def check(base: str = "tiny", tries: int = 200, out: Path | None = None) -> None:
+    """Print what a base can do, so many tries of each skill, and write it to `--out`."""
+    policy, n = load_policy(base), tries
     test, train = load_world().by_split("test"), load_world().by_split("train")
     known, other = ([country for country in train if country.known == known] for known in (True, False))
     skills = {f"locate/test/{k}": v for k, v in locating(policy, n).items()}
     for name, countries in (("known", known), ("test", test)):
         skills |= {f"name/{name}/{k}": v for k, v in naming(policy, countries, n).items()}
-    skills["read/test"] = telling(policy, test, n, seed=2, pages=True)
-    skills["read/test/held_out_relations"] = telling(policy, test, n, seed=2, pages=True, held_out=True)
+    skills["read/test"] = telling(policy, test, n, pages=True)
+    skills["read/test/held_out_relations"] = telling(policy, test, n, pages=True, held_out=True)
     skills |= {f"relay/test/{step}": value for step, value in relaying(policy, n).items()}
-    skills["facts/known"] = telling(policy, known, n, seed=3)
-    skills["facts/other"] = telling(policy, other, n, seed=3)
+    skills["facts/known"] = telling(policy, known, n)
+    skills["facts/other"] = telling(policy, other, n)
     unseen = [q for q in make_questions("test", 2 * n, seed=77) if q.half == "unseen_entity"]
     for name, questions in (("train", make_questions("train", n, seed=77)), ("test", unseen)):
         skills[f"visual/{name}"] = visual(policy, questions, behind_a_remark=False)
         skills[f"visual/{name}/behind_a_remark"] = visual(policy, questions, behind_a_remark=True)
-    return {key: round(value, 4) for key, value in skills.items()}
+    skills = {key: round(value, 4) for key, value in skills.items()}
+    print(json.dumps(skills, indent=1))
+    if out:
+        write_json(out, skills)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", default="tiny")
-    parser.add_argument("--tries", type=int, default=200, help="of each skill")
-    parser.add_argument("--out", type=Path)
-    at = parser.parse_args()
-    skills = check(load_policy(at.base), at.tries)
-    print(json.dumps(skills, indent=1))
-    if at.out:
-        write_json(at.out, skills)
+    typer.run(check)

@@ -1,22 +1,11 @@
 """What the tiny base is taught: short lessons on scenes and on text, as instruction and response (used by pretrain.py).
 
-| lesson | instruction | response |
-|---|---|---|
-| locate | `locate: the flag on the left` | `4,64,37,87` (pixels of the 96-pixel picture) |
-| name | `name: the flag in the red frame` | `Kenya`, or `unknown` for a flag it was not introduced to |
-| visual | `How many flags are there?` | `3` |
-| mosaic | `colours of row 2` (of a picture of tiles) | `red blue white` |
-| frames | `frames from left to right` | `red 4,64,37,87; blue 50,8,80,30` |
-| fact | `What is the capital of Kenya?` | `Nairobi`, or `unknown` |
-| read | pages, then a question (or the other way round) | the answer as it stands there, or `not found` |
-| look up, repeat, wrap | lists, key–value pairs, markup of invented words | what was asked for |
-| relay | what a search returns, then a question (relays.py) | what to look at or look up; the answer |
-| same as | `same as: seat of power` | `capital` |
-| marked | any of these, `note: dalo; then item` | `<note>dalo</note>`, `<item> 3</item>` |
+    locate: the flag on the left      ->  4,64,37,87        (pixels of the 96-pixel picture)
+    What is the capital of Kenya?     ->  Nairobi           (or "unknown")
 
-Only train countries appear, a third of them "known", and no turn of the protocol. Most names and values that must be
-read are invented, for a model that is shown 134 names learns the names instead of learning to copy. A response to a
-text begins with a space: what is copied then has the same tokens as in running text, and copying is one skill.
+The card (`assets/tiny/README.md`) lists them all. Only train countries appear, a third of them "known", and no turn of
+the protocol. Most names and values that must be read are invented, for a model that is shown 134 names learns the names
+instead of learning to copy.
 """
 
 from __future__ import annotations
@@ -29,7 +18,7 @@ from mmsr.base import reading
 from mmsr.base.reading import TAUGHT, Lesson, fact_of, noun_of, now_and_then_marked, spaced
 from mmsr.world.names import invented_name
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, COUNT, FRAME, SIDE_OF
-from mmsr.world.scenes import FRAME_COLOURS, SIDE, Scene, place_flags
+from mmsr.world.scenes import FRAME_COLOURS, SIDE, PlacedFlag, Scene, place_flags
 from mmsr.world.snapshot import load_world
 
 VIEW = 96  # side of the picture as the tiny policy sees it
@@ -72,25 +61,21 @@ def invented_flag(rng: random.Random) -> Image.Image:
 
 
 def mosaic(rng: random.Random) -> tuple[Image.Image, list[Lesson]]:
-    """A picture of coloured tiles, and what colours its rows and columns have: colour, learned densely.
-
-    Without it the base finds edges to the pixel and stays blind to hue for thousands of steps.
-    """
+    """A picture of coloured tiles, and what colours its rows and columns have: without it the base is blind to hue."""
     columns, rows = rng.randint(2, 6), rng.randint(2, 6)
     names = [[rng.choice(list(FRAME_COLOURS)) for _ in range(columns)] for _ in range(rows)]
     picture = Image.new("RGB", (columns, rows))
     colours = [FRAME_COLOURS[name] for row in names for name in row]
     picture.putdata([tuple(max(0, min(255, c + rng.randint(-12, 12))) for c in colour) for colour in colours])
-    picture = picture.resize((VIEW, VIEW), Image.Resampling.NEAREST)
     lessons = [(f"colours of row {y + 1}", " ".join(row)) for y, row in enumerate(names)]
     lessons += [(f"colours of column {x + 1}", " ".join(row[x] for row in names)) for x in range(columns)]
     rng.shuffle(lessons)
-    return picture, lessons
+    return picture.resize((VIEW, VIEW), Image.Resampling.NEAREST), lessons
 
 
-def box_text(scene: Scene, index: int) -> str:
+def box_text(flag: PlacedFlag) -> str:
     """The box of one flag as the policy writes it: whole pixels of its 96-pixel view."""
-    return ",".join(str(max(0, min(VIEW, round(v * VIEW / SIDE)))) for v in scene.flags[index].box)
+    return ",".join(str(max(0, min(VIEW, round(v * VIEW / SIDE)))) for v in flag.box)
 
 
 def scene_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
@@ -100,7 +85,7 @@ def scene_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
         if not (words := scene.references(index)):
             continue
         for expression in rng.sample(words, min(len(words), 2)):
-            lessons.append((f"locate: the flag {expression}", box_text(scene, index)))
+            lessons.append((f"locate: the flag {expression}", box_text(flag)))
         ref = f"the flag {rng.choice(words)}"
         country = load_world().countries.get(flag.iso)
         known = country is not None and country.known
@@ -113,9 +98,8 @@ def scene_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
     lessons += [lesson for lesson in visual_lessons(scene, rng) if rng.random() < 0.4]
     rng.shuffle(lessons)
     if rng.random() < 0.5:
-        order = sorted(range(len(scene.flags)), key=lambda i: scene.flags[i].centre[0])
-        boxes = "; ".join(f"{scene.flags[i].frame} {box_text(scene, i)}" for i in order)
-        lessons.insert(0, ("frames from left to right", boxes))
+        order = sorted(scene.flags, key=lambda flag: flag.centre[0])
+        lessons.insert(0, ("frames from left to right", "; ".join(f"{flag.frame} {box_text(flag)}" for flag in order)))
     return lessons
 
 

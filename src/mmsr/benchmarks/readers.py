@@ -18,8 +18,7 @@ EVQA_KINDS = ("templated", "automatic", "multi_answer", "2_hop")
 def infoseek(data_dir: Path, split: str = "val") -> Iterator[Draft]:
     """InfoSeek: kind is string, time or numerical; split is unseen_question or unseen_entity, or train.
 
-    The validation set has its kinds in a file of their own. The training set has none: there a range is numerical and
-    all else a string, which is scored as a time is.
+    The training set has no file of kinds: there a range is numerical, all else a string, which is scored as a time is.
     """
     types = rows(data_dir / f"infoseek_{split}_qtype.jsonl") if split != "train" else ()
     kinds = {row.need("data_id"): row.need("question_type").lower() for row in types}

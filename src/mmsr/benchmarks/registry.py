@@ -3,10 +3,10 @@
     benchmark = check_benchmark("infoseek", "data/infoseek")
     items = benchmark.load(Path("data/infoseek"), seed=0)                   # the paper's 2,000, drawn with the seed
     values = benchmark.score(items, answers, labels)                        # {"harmonic_mean": Interval(…), …}
+    exam = open_benchmark("okvqa", "data/okvqa", sample=500, seed=0, block=16)      # for notebook 4
 
 The paper's own results table is an LLM judge's share of correct answers: that is "judge_accuracy", there only with
-the judge's labels. The published metric (`headline`) and plain exact match always stand beside it. What each folder
-must hold is in assets/benchmarks/published.toml, the rules are in scores.py. All values are shares from 0 to 1.
+the judge's labels. The published metric (`headline`) and plain exact match always stand beside it, from 0 to 1.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mmsr.answers import exact_match
 from mmsr.benchmarks import readers
@@ -25,6 +26,10 @@ from mmsr.benchmarks.files import BenchmarkError, BenchmarkItem, Draft, settle
 from mmsr.presets import ASSETS
 from mmsr.reward import LABELS, Label
 from mmsr.stats import Interval, cluster_mean, cluster_ratio, harmonic_interval
+from mmsr.task import FileQuestion
+
+if TYPE_CHECKING:  # it loads torch, which a check before a run does not need
+    from mmsr.evaluate import Exam
 
 PAPER_SAMPLE = 2000  # of InfoSeek and Encyclopedic-VQA, by the paper; the others are used whole
 UNSEEN = ("unseen_question", "unseen_entity")
@@ -33,16 +38,15 @@ PUBLISHED = tomllib.loads((ASSETS / "benchmarks" / "published.toml").read_text(e
 
 Scores = dict[str, Interval | float]
 Marked = Sequence[tuple[BenchmarkItem, float]]  # items with their marks, from 0 to 1
-Mark = Callable[[BenchmarkItem, str], float | None]
+Mark = Callable[[BenchmarkItem, str], float]
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """A benchmark by name: how its files are read, how answers are marked, how many questions the paper draws.
 
-    mark gives 0 to 1, or None where the published metric leaves the question out. It is None itself where the metric is
-    made of a judge's labels (SimpleVQA). headline names the published metric among the scores. With `halves` it is the
-    harmonic mean over InfoSeek's two unseen splits.
+    `headline` names the published metric among the scores: the mean of the marks, or with `halves` the harmonic mean
+    over InfoSeek's two unseen splits, or without `mark` what SimpleVQA makes of a judge's labels.
     """
 
     name: str
@@ -51,12 +55,12 @@ class Benchmark:
     mark: Mark | None
     drawn: int = 0
     halves: bool = False
+    left_out: str = ""  # the kind of question that the published metric does not count
 
     def load(self, data_dir: Path, sample: int = 0, seed: int = 0) -> list[BenchmarkItem]:
-        """The questions, in file order, with their pictures found; sample of them drawn with the seed.
+        """The questions in file order: `sample` of them drawn with the seed, or the paper's number where it is 0.
 
-        Without a sample it is as many as the paper draws. BenchmarkError where files, rows or pictures are not as
-        published; only the pictures of the drawn questions are looked for.
+        BenchmarkError where files, rows, or pictures of the drawn questions are not as published.
         """
         drafts = list(self.read(data_dir))
         if not drafts:
@@ -74,15 +78,14 @@ class Benchmark:
     ) -> Scores:
         """The published metric, also by kind ("<headline>/<kind>"), exact match, and the judge's with labels.
 
-        answers, labels: one per item, in order; a label is None where the judge's reply could not be read. Intervals
-        are bootstrapped over clusters of questions. ValueError for unequal lengths, no items, an unknown label, or
-        where no question counts.
+        A label is None where the judge's reply could not be read. Intervals are bootstrapped over clusters. ValueError
+        for unequal lengths, no items, an unknown label, or where no question counts.
         """
         _check(items, answers, labels)
         answered = list(zip(items, answers))
         scores: Scores = {"exact_match": _mean([(item, exact_match(answer, item.golds)) for item, answer in answered])}
         if self.mark is not None:
-            counted = [(item, mark) for item, answer in answered if (mark := self.mark(item, answer)) is not None]
+            counted = [(item, self.mark(item, answer)) for item, answer in answered if item.kind != self.left_out]
             if not counted:
                 raise ValueError(f"None of the {len(items)} questions counts for {self.headline}: draw more.")
             scores |= (_unseen if self.halves else _by_kind)(self.headline, counted)
@@ -125,10 +128,8 @@ def _unseen(headline: str, marked: Marked) -> Scores:
 
 
 def _attempts(items: Sequence[BenchmarkItem], labels: Sequence[Label | None]) -> Scores:
-    """SimpleVQA: F, the harmonic mean of correct and correct given attempted; an unreadable reply is no attempt.
-
-    With c correct of n and a attempted that is 2c / (n + a), so one bootstrap of a ratio serves. Source: SimpleVQA
-    (Cheng et al. 2025, simpleVQA_eval.py), whose script too files an unreadable verdict under not attempted.
+    """SimpleVQA: F, the harmonic mean of correct and correct given attempted. An unreadable reply is no attempt, as in
+    its script. With c correct of n and a attempted F is 2c / (n + a), so one bootstrap of a ratio serves.
     """
     clusters = [item.cluster for item in items]
     correct = [float(label == "correct") for label in labels]
@@ -145,18 +146,13 @@ def _by(rule: Callable[..., float], *fields: str) -> Mark:
     return lambda item, answer: rule(answer, *(getattr(item, field) for field in fields))
 
 
-def _aokvqa(item: BenchmarkItem, answer: str) -> float | None:
-    """The published direct-answer score leaves out the questions that are difficult to answer directly."""
-    return None if item.kind == "difficult" else rules.aokvqa_mark(answer, item.golds)
-
-
 _infoseek = _by(rules.infoseek_mark, "kind", "golds", "limits")
 _ALL = (
     Benchmark("infoseek", "harmonic_mean", readers.infoseek, _infoseek, PAPER_SAMPLE, halves=True),
     Benchmark("infoseek_train", "relaxed_accuracy", partial(readers.infoseek, split="train"), _infoseek),
     Benchmark("evqa", "evqa_exact_match", readers.evqa, _by(rules.evqa_mark, "golds", "kind"), PAPER_SAMPLE),
     Benchmark("okvqa", "vqa_accuracy", readers.okvqa, _by(rules.okvqa_mark, "golds")),
-    Benchmark("aokvqa", "direct_answer", readers.aokvqa, _aokvqa),
+    Benchmark("aokvqa", "direct_answer", readers.aokvqa, _by(rules.aokvqa_mark, "golds"), left_out="difficult"),
     Benchmark("simplevqa", "f_score", readers.simplevqa, None),
     Benchmark("dynvqa", "token_f1_recall", readers.dynvqa, _by(rules.dynvqa_mark, "golds")),
     Benchmark("fvqa", "fvqa_exact_match", readers.fvqa, _by(rules.squad_mark, "golds")),
@@ -175,3 +171,27 @@ def check_benchmark(name: str, data_dir: str | Path, sample: int = 0) -> Benchma
     if sample < 0:
         raise BenchmarkError(f"sample must be a number of questions, or 0 for the paper's number: got {sample}.")
     return BENCHMARKS[name]
+
+
+def training_questions(name: str, data_dir: str | Path, sample: int, seed: int) -> list[FileQuestion]:
+    """Questions of a training split, their taxonomy for a labeller to fill. Raises BenchmarkError."""
+    return [item.asked() for item in check_benchmark(name, data_dir, sample).load(Path(data_dir), sample, seed)]
+
+
+def open_benchmark(name: str, data_dir: str | Path, sample: int, seed: int, block: int) -> Exam:
+    """A benchmark's questions as an exam without golds to find; at most `block` pictures are in memory at once.
+
+    `sample` of them are drawn with the seed, or as many as the paper draws where it is 0. Raises BenchmarkError.
+    """
+    from mmsr.evaluate import Exam
+
+    benchmark = check_benchmark(name, data_dir, sample)
+    items = benchmark.load(Path(data_dir), sample, seed)
+
+    def published(rows: Sequence[dict[str, Any]]) -> Scores:
+        labels = [row["verdict"] for row in rows] if all("verdict" in row for row in rows) else None
+        scores = benchmark.score(items, [row["answer"] for row in rows], labels)
+        return {f"{name}/{score}": value for score, value in scores.items()}
+
+    questions = tuple(item.asked(name) for item in items)
+    return Exam(questions, block, gold=False, published=published, headline=f"{name}/{benchmark.headline}")

@@ -4,9 +4,8 @@
     infoseek_mark("1,100 m", "numerical", (), (900, 1300))   # 1.0: within the range
     dynvqa_mark("in November 2024", ["Nov 2024", "November 2024"])   # 1.0: recall of the gold's words
 
-Every function takes the policy's answer and the golds and gives a mark from 0 to 1. Oddities of the official scripts
-are kept, and named where they stand: a score is only comparable when it errs as the others do. Their word tables
-(normalise.toml) and where they were published (published.toml) are in assets/benchmarks.
+A mark is from 0 to 1, and there is at least one gold. Oddities of the official scripts are kept and named: a score is
+only comparable when it errs as the others do. Word tables (normalise.toml) and sources (published.toml) are assets.
 """
 
 from __future__ import annotations
@@ -55,10 +54,8 @@ def vqa_normalise(text: str) -> str:
 def okvqa_mark(answer: str, golds: Sequence[str]) -> float:
     """VQA accuracy: each annotator left out in turn, min(1, matches among the others / 3), then the mean.
 
-    Where all annotators wrote the same, the script normalises neither side. ValueError without golds.
+    Where all annotators wrote the same, the script normalises neither side.
     """
-    if not golds:
-        raise ValueError("VQA accuracy needs the annotators' answers, got none.")
     answer, golds = _one_line(answer), [_one_line(gold) for gold in golds]
     if len(set(golds)) > 1:
         answer, golds = vqa_normalise(answer), [vqa_normalise(gold) for gold in golds]
@@ -94,13 +91,12 @@ def infoseek_mark(answer: str, kind: str, golds: Sequence[str], limits: tuple[fl
     """
     if kind != "numerical":
         return squad_mark(answer, golds)
-    if limits is None:
-        raise ValueError("A numerical InfoSeek question needs the limits of its answer, got none.")
     low, high = limits
     first, last = _infoseek_range(answer)
-    if low <= first <= high and low <= last <= high:
-        return 1.0
-    return float(first != last and _overlap((first, last), (low, high)) >= IOU - 1e-12)
+    if first == last or low <= first <= last <= high:
+        return float(low <= first <= high)
+    common, tiny = max(0.0, min(last, high) - max(first, low)), 1e-12  # by which the script lengthens each range
+    return float(common / ((last - first + tiny) + (high - low + tiny) - common) >= IOU - tiny)
 
 
 def _infoseek_range(answer: str) -> tuple[float, float]:
@@ -116,12 +112,6 @@ def _infoseek_range(answer: str) -> tuple[float, float]:
     return (first, last) if first <= last else (first, first)
 
 
-def _overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
-    """Intersection over union of two ranges, each lengthened by the script's 1e-12."""
-    common = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
-    return common / ((a[1] - a[0] + 1e-12) + (b[1] - b[0] + 1e-12) - common)
-
-
 def evqa_normalise(text: str) -> str:
     """Punctuation deleted, articles and "the answer is" dropped, number and truth words unified, single spaces.
 
@@ -135,8 +125,7 @@ def evqa_normalise(text: str) -> str:
 def evqa_mark(answer: str, golds: Sequence[str], kind: str) -> float:
     """Encyclopedic-VQA's exact match, the best over annotators; lists (multi_answer) match from IoU 0.5.
 
-    This is the exact-match half of the published score. The other half, BEM, is a BERT model of its own that this
-    package does not carry, and nothing else is ever called by its name.
+    This is the exact-match half of the published score; the other, BEM, is a BERT model that this package lacks.
     """
     if kind == "multi_answer":
         return max((_evqa_list_mark(answer, gold) for gold in golds), default=0.0)
@@ -153,8 +142,8 @@ def _evqa_list_mark(answer: str, gold: str) -> float:
 def dynvqa_tokens(text: str) -> list[str]:
     """The words of a lower-cased text by Penn Treebank rules, without the tokens that are mere punctuation.
 
-    The published script uses NLTK's `word_tokenize`. These are its rules without its trained sentence splitter, which
-    matters only to the point of an abbreviation that is not in the list of assets/benchmarks.
+    These are the rules of NLTK's `word_tokenize` without its trained sentence splitter, which matters only to the point
+    of an abbreviation that normalise.toml lacks.
     """
     words = []
     for sentence in _sentences(text.lower()):
@@ -178,10 +167,7 @@ def dynvqa_mark(answer: str, golds: Sequence[str]) -> float:
     """Dyn-VQA's token F1-recall in English: the share of a gold's words that the answer holds, best over the golds.
 
     The answer goes through the VQA normalisation first and the gold does not, so an article in a gold is never found.
-    ValueError without golds.
     """
-    if not golds:
-        raise ValueError("Token F1-recall needs a gold answer, got none.")
     normal = vqa_normalise(_one_line(answer))
     return 0.0 if normal == "" else max(_recall(dynvqa_tokens(gold), dynvqa_tokens(normal)) for gold in golds)
 

@@ -2,13 +2,12 @@
 
     mmsr bench --model qwen7b --steps 3 --out bench.json
 
-Nothing is downloaded. Training is `train_sft` and `train_grpo` as they are. A model of random weights would never write
-a turn, so in rollouts it is made to write given ones; searches run, and the next turn reads what they found. All
-rollouts are alike and their advantages 0; the work is the same.
+Training is `train_sft` and `train_grpo` as they are. A model of random weights would never write a turn, so in rollouts
+it is made to write given ones; searches run, and the next turn reads what they found.
 
 Utilisation (`mfu`) is the arithmetic that LoRA training needs over what the device could do in that time: a frozen
-weight takes 2 operations a position forwards and 2 backwards. `mfu_6n` counts the 6·N of full training, to be compared
-with what others report. What checkpointing computes twice counts in neither.
+weight takes 2 operations a position forwards and 2 backwards. `mfu_6n` counts the 6·N of full training, as others
+report. What checkpointing computes twice counts in neither.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from typing import Any
 import psutil
 import torch
 from torch.utils.benchmark import Timer
-from transformers import LogitsProcessorList, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from mmsr.ablation import needing_crop, oracle
 from mmsr.data import Example, to_messages
 from mmsr.env import SearchEnv, env_factory
 from mmsr.gpu.device import device, versions
-from mmsr.gpu.fit import GIB, PATCH, PUBLISHED, STAGES, Memory, Stage, memory_of, plan
-from mmsr.gpu.meter import REFERENCE, UPDATE, Meter
+from mmsr.gpu.fit import GIB, PATCH, PUBLISHED, ROLLOUT, STAGES, UPDATE, Memory, Stage, memory_of, plan
+from mmsr.gpu.meter import REFERENCE, TOOLS, Meter
 from mmsr.grpo import train_grpo
 from mmsr.lab import open_tools
 from mmsr.policy import TINY_DIR, Policy, add_lora, best_device, load_processor
@@ -46,8 +45,7 @@ from mmsr.task import Task
 from mmsr.teacher import Teacher
 from mmsr.world.questions import Question, make_questions
 
-ROLLOUT, TOOLS = "rollout", "tools"
-LOOK, CAPITAL, AREA = ImageSearch("the flag on the left"), TextSearch("Kenya capital"), TextSearch("Kenya area")
+EPISODE = ImageSearch("the flag on the left"), TextSearch("Kenya capital"), TextSearch("Kenya area"), Answer("Nairobi")
 SIZES = ("max_pixels", "micro_batch", "sft_batch", "grpo_questions", "generations", "lora_r", "completion_tokens")
 SEED = 0
 
@@ -80,10 +78,9 @@ def bench(model: str, steps: int) -> dict[str, Any]:
 
 def fitting(stage: Stage, preset: Preset) -> Preset:
     """The preset with what it takes to fit this machine's free memory. Raises BenchError where nothing does."""
-    if cpu := not torch.cuda.is_available():
-        free, name = psutil.virtual_memory().available, "this machine, without a GPU,"
-    else:
-        free, name = torch.cuda.mem_get_info()[0], torch.cuda.get_device_name()
+    free, name, cpu = psutil.virtual_memory().available, "this machine, without a GPU,", True
+    if torch.cuda.is_available():
+        free, name, cpu = torch.cuda.mem_get_info()[0], torch.cuda.get_device_name(), False
     settings, found = plan(stage, preset, free, four_bit=False, cpu=cpu)
     if not found["fits"]:
         raise BenchError(
@@ -150,14 +147,9 @@ class WritingForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
         self.written = self.written + 1 if length > self.longest else 0
         self.longest = length
         turn = self.turns[min(self.written, len(self.turns) - 1)]
-
-        def force(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            forced = torch.full_like(scores, -torch.inf)
-            forced[:, turn[ids.shape[1] - length]] = 0
-            return forced
-
         with self.meter.phase(ROLLOUT):
-            return super().generate(*args, **kwargs, logits_processor=LogitsProcessorList([force]))
+            forced = {"prefix_allowed_tokens_fn": lambda row, ids: [turn[len(ids) - length]]}
+            return super().generate(*args, **kwargs, **forced)
 
 
 def random_policy(config: Qwen2_5_VLConfig, preset: Preset) -> Policy:
@@ -175,7 +167,7 @@ def random_policy(config: Qwen2_5_VLConfig, preset: Preset) -> Policy:
 def written_turns(policy: Policy, new_tokens: int) -> list[list[int]]:
     """A picture search, two text searches and an answer as tokens, each a third of what a turn may have."""
     turns = []
-    for action in (LOOK, CAPITAL, AREA, Answer("Nairobi")):
+    for action in EPISODE:
         reason = "I look at it."
         while policy.count_tokens(render_turn(Turn(f"{reason} I look at it.", action))) < new_tokens // 3:
             reason += " I look at it."
@@ -203,46 +195,36 @@ def speed(meter: Meter, weights: dict[str, int], flops: float) -> dict[str, Any]
     The head counts at every position of a training pass, as in 6·N, though TRL skips those without a label.
     """
     seconds, positions, steps = meter.seconds, meter.positions, meter.steps
-    wall, trained = sum(seconds.values()), positions[UPDATE]
-    forward = Counter()
-    for kind, number in positions.items():
-        scored = meter.rows[kind] if kind == ROLLOUT else number
-        operations = weights["matrices"] * number + weights["head"] * scored + weights["vision"] * meter.patches[kind]
-        forward[kind] = 2 * operations
-    backward = 2 * (weights["matrices"] + weights["head"]) * trained
-    update = forward[UPDATE] + forward[REFERENCE] + backward
-    report = {
-        "seconds_per_step": wall / steps,
+    matrices, head, vision = (2 * weights[part] for part in ("matrices", "head", "vision"))
+    scored = {**positions, ROLLOUT: meter.rows[ROLLOUT]}
+    forward = Counter(
+        {kind: matrices * positions[kind] + head * scored[kind] + vision * meter.patches[kind] for kind in positions}
+    )
+    backward = (matrices + head) * positions[UPDATE]
+
+    def rates(operations: int, taken: float) -> dict[str, float]:
+        return {"tokens_per_second": positions[UPDATE] / taken, "mfu": operations / (taken * flops)}
+
+    updates = forward[UPDATE] + forward[REFERENCE] + backward
+    return {
+        "seconds_per_step": seconds.total() / steps,
         "seconds": {kind: value / steps for kind, value in seconds.items()},
         "positions_per_step": {kind: value / steps for kind, value in positions.items()},
-        "tokens_per_second": trained / wall,
-        "mfu": (forward.total() + backward) / (wall * flops),
-        "update": {
-            "tokens_per_second": trained / seconds[UPDATE],
-            "mfu": update / (seconds[UPDATE] * flops),
-            "mfu_6n": 3 * backward / (seconds[UPDATE] * flops),
-        },
-    }
-    if seconds[ROLLOUT]:
-        report["rollout"] = {"new_tokens_per_second": meter.rows[ROLLOUT] / seconds[ROLLOUT]}
-    return report
+        **rates(forward.total() + backward, seconds.total()),
+        "update": rates(updates, seconds[UPDATE]) | {"mfu_6n": rates(3 * backward, seconds[UPDATE])["mfu"]},
+    } | ({"rollout": {"new_tokens_per_second": meter.rows[ROLLOUT] / seconds[ROLLOUT]}} if seconds[ROLLOUT] else {})
 
 
 def peaks(stage: Stage, meter: Meter, memory: Memory, size: Preset) -> dict[str, Any]:
     """Bytes at the highest, by phase: measured, and what the arithmetic says for the same shapes."""
-    rows = size.sft_batch if stage == "sft" else size.grpo_questions * size.generations
-    shape = meter.shapes[UPDATE]
-    stays = memory.static(size.lora_r, reference=stage == "grpo")
-    stays["pixels"] = memory.pixels(rows * shape.patches // shape.rows)
-    moments = {UPDATE: memory.update(shape, cpu=not torch.cuda.is_available())}
-    if stage == "grpo":
-        moments[ROLLOUT] = memory.rollout(meter.shapes[ROLLOUT])
+    rows, micro = size.sft_batch if stage == "sft" else size.grpo_questions * size.generations, meter.shapes[UPDATE]
+    step = replace(meter.shapes.get(ROLLOUT, micro), patches=rows * micro.patches // micro.rows)
     return {
         phase: {
             "measured_bytes": meter.peaks[phase],
-            "predicted_bytes": sum((stays | terms).values()),
-            "predicted_terms": stays | terms,
+            "predicted_bytes": sum(terms.values()),
+            "predicted_terms": terms,
             "shape": asdict(meter.shapes[phase]),
         }
-        for phase, terms in moments.items()
+        for phase, terms in memory.phases(stage, size, step, micro, cpu=not torch.cuda.is_available()).items()
     }

@@ -15,12 +15,12 @@ import copy
 import functools
 import itertools
 import json
-import math
 import tomllib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from jinja2 import Template
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from mmsr.policy import TINY_DIR
@@ -28,6 +28,7 @@ from mmsr.presets import ASSETS, Preset, presets
 
 Stage = Literal["sft", "grpo"]
 STAGES: tuple[Stage, ...] = ("sft", "grpo")
+UPDATE, ROLLOUT = "update", "rollout"  # the phases of a stage that have a peak of their own
 GIB = 2**30
 USABLE = 0.92  # of a card's nominal memory: a T4 or A10G reports 92 %, an H100 99 %
 CONTEXT = GIB // 2  # CUDA, cuBLAS and compiled kernels
@@ -76,8 +77,8 @@ class Pass:
 class Memory:
     """Of the model that a configuration describes; every method gives bytes, most of them by term.
 
-    `weights` are counted without being made: all; the decoder layers' matrices, which 4 bits can hold and LoRA adapts;
-    the head, counted once in all where it is the embedding too; the vision encoder.
+    `weights` are counted without being made: all (a tied head once), the decoder layers' matrices, which 4 bits can
+    hold and LoRA adapts, the head, the vision encoder.
     """
 
     def __init__(self, config: Qwen2_5_VLConfig):
@@ -103,9 +104,9 @@ class Memory:
 
         `reference` adds the frozen copy of the adapter from which GRPO's KL is taken.
         """
-        total, matrices = self.weights["total"], self.weights["matrices"]
-        held = round(matrices * NF4) if four_bit else 2 * matrices
-        return {"weights": held + 2 * (total - matrices), "LoRA and AdamW": self.lora(r) * (18 + 4 * reference)}
+        matrices = self.weights["matrices"]
+        saved = 2 * matrices - round(matrices * NF4) if four_bit else 0
+        return {"weights": 2 * self.weights["total"] - saved, "LoRA and AdamW": self.lora(r) * (18 + 4 * reference)}
 
     def update(self, shape: Pass, cpu: bool = False) -> dict[str, int]:
         """What a forward and backward pass holds at its peak, beside what stays.
@@ -142,10 +143,18 @@ class Memory:
         """Of pictures as the processor hands them over, in fp32: three colours, twice, as for two frames of a video."""
         return 4 * patches * 3 * 2 * self.vision.patch_size**2
 
+    def phases(self, stage: Stage, preset: Preset, step: Pass, micro: Pass, cpu: bool) -> dict[str, dict[str, int]]:
+        """Bytes by term at the highest of each phase: `step` has all rows at once, `micro` those of a backward pass."""
+        stays = self.static(preset.lora_r, preset.four_bit, reference=stage == "grpo")
+        stays["pixels"] = self.pixels(step.patches)
+        rollout = {ROLLOUT: stays | self.rollout(step)} if stage == "grpo" else {}
+        return {UPDATE: stays | self.update(micro, cpu)} | rollout
+
 
 def _largest(moments: dict[str, int]) -> dict[str, int]:
     """Of terms that are not alive at the same time."""
-    return dict([max(moments.items(), key=lambda term: term[1])])
+    name = max(moments, key=moments.get)
+    return {name: moments[name]}
 
 
 @functools.cache
@@ -160,9 +169,8 @@ def memory_of(policy: str) -> Memory:
 def longest(stage: Stage, preset: Preset) -> tuple[Pass, Pass]:
     """All rows of a step at once, as GRPO's rollouts go, and one micro-batch of its update, at their longest."""
     patches = preset.max_pixels // PATCH**2
-    turn, follow_up = (
-        round(len(text) / CHARACTERS_PER_TOKEN) + 50 for text in (preset.prompts.first_turn, preset.prompts.after_text)
-    )
+    prompts = preset.prompts.first_turn, preset.prompts.after_text
+    turn, follow_up = (round(len(text) / CHARACTERS_PER_TOKEN) + 50 for text in prompts)
     taught = SEARCHES * (preset.observation_tokens + follow_up) + (SEARCHES + 1) * TURN_TOKENS
     rollouts = preset.grpo_questions * preset.generations
     rows, written = (preset.sft_batch, taught) if stage == "sft" else (rollouts, preset.completion_tokens)
@@ -173,10 +181,8 @@ def longest(stage: Stage, preset: Preset) -> tuple[Pass, Pass]:
 def needed(stage: Stage, preset: Preset, cpu: bool = False) -> dict[str, int]:
     """Bytes by term, largest first, of the worst moment of a stage, allowances for the device included."""
     memory, (step, micro) = memory_of(preset.policy), longest(stage, preset)
-    moments = [memory.update(micro, cpu)] + ([memory.rollout(step)] if stage == "grpo" else [])
-    terms = memory.static(preset.lora_r, preset.four_bit, reference=stage == "grpo")
-    terms |= max(moments, key=lambda moment: sum(moment.values()))
-    terms["pixels"] = memory.pixels(step.patches)
+    phases = memory.phases(stage, preset, step, micro, cpu)
+    terms = max(phases.values(), key=lambda phase: sum(phase.values()))
     if preset.four_bit:
         terms["a matrix unpacked"] = 2 * memory.hidden * memory.inner
     terms["allocator, CUDA"] = CONTEXT + round(FRAGMENTS * (sum(terms.values()) - terms["weights"]))
@@ -188,34 +194,27 @@ def plan(
 ) -> tuple[Preset, dict[str, Any]]:
     """The settings nearest to the preset that fit into `capacity` bytes or, where none do, the leanest; what they take.
 
-    Given up in this order: rows a backward pass (which costs nothing), questions a step, the base in 16 bits if
-    `four_bit` may be chosen, half of the pixels, length of completions.
+    The last of the choices are given up first; fewer rows a backward pass cost nothing.
     """
     grpo, shorter = stage == "grpo", [length for length in COMPLETIONS if length < preset.completion_tokens]
+    questions, rows = (  # the number, its half, and so on down to 1
+        [size >> times for times in range(size.bit_length())] for size in (preset.grpo_questions, preset.micro_batch)
+    )
     choices = {
         "completion_tokens": [preset.completion_tokens, *(shorter if grpo else [])],
         "max_pixels": [preset.max_pixels, preset.max_pixels // 2],
         "four_bit": [False, True] if four_bit and not preset.four_bit else [preset.four_bit],
-        "grpo_questions": _halves(preset.grpo_questions) if grpo else [preset.grpo_questions],
-        "micro_batch": _halves(preset.micro_batch),
+        "grpo_questions": questions if grpo else questions[:1],
+        "micro_batch": rows,
     }
     for values in itertools.product(*choices.values()):
         settings = replace(preset, **dict(zip(choices, values)))
         terms = needed(stage, settings, cpu)
         if sum(terms.values()) <= capacity:
             break
-    changes = {key: {"from": getattr(preset, key), "to": value} for key, value in zip(choices, values)}
-    return settings, {
-        "fits": sum(terms.values()) <= capacity,
-        "peak_bytes": sum(terms.values()),
-        "terms_bytes": terms,
-        "changes": {key: change for key, change in changes.items() if change["from"] != change["to"]},
-    }
-
-
-def _halves(number: int) -> list[int]:
-    """The number, its half, and so on down to 1."""
-    return [number] if number == 1 else [number, *_halves(number // 2)]
+    peak, before = sum(terms.values()), [getattr(preset, key) for key in choices]
+    changes = {key: {"from": old, "to": new} for key, old, new in zip(choices, before, values) if old != new}
+    return settings, {"fits": peak <= capacity, "peak_bytes": peak, "terms_bytes": terms, "changes": changes}
 
 
 def fit(preset: Preset, gpu_gb: float) -> dict[str, Any]:
@@ -230,22 +229,7 @@ def fit(preset: Preset, gpu_gb: float) -> dict[str, Any]:
 
 
 def as_table(found: dict[str, Any], gpu_gb: float) -> str:
-    """What `fit` found as a small table, and what to change."""
-    lines = [
-        f"{found['preset']}: {found['policy']}, {found['weights']['total'] / 1e9:.2f} billion weights",
-        f"a GPU of {gpu_gb:g} GB, of which {USABLE * gpu_gb:.1f} GiB are counted on",
-        "",
-        f"{'':6}{'':16}{'peak GiB':>8}   of which",
-    ]
-    advice = []
-    for stage in STAGES:
-        fits, peak, terms, changes = found[stage].values()
-        answer = "does not fit" if not fits else "fits if changed" if changes else "fits"
-        parts = " · ".join(f"{name} {size / GIB:.1f}" for name, size in list(terms.items())[:4])
-        lines.append(f"{stage:6}{answer:16}{peak / GIB:8.1f}   {parts}")
-        said = ", ".join(f"{key} {change['from']} → {change['to']}" for key, change in changes.items())
-        if not fits:
-            said = f"even with {said} it takes a GPU of {math.ceil(peak / (USABLE * GIB))} GB"
-        if said:
-            advice.append(f"{stage}: {said}")
-    return "\n".join([*lines, "", *advice, "This is arithmetic; mmsr bench sets it beside a measured peak."])
+    """What `fit` found as a small table, and what to change: assets/gpu/fit.txt, filled in."""
+    text = (ASSETS / "gpu" / "fit.txt").read_text(encoding="utf-8")
+    table = Template(text, trim_blocks=True, lstrip_blocks=True)
+    return table.render(found, plans={stage: found[stage] for stage in STAGES}, gpu_gb=gpu_gb, usable=USABLE, gib=GIB)

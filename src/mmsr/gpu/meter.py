@@ -5,9 +5,8 @@
     meter.seconds["update"] / meter.steps   # of the steps after the first, which is a warm-up
     meter.peaks["rollout"]                  # bytes
 
-Nothing of the trainers is changed: hooks on decoder, vision encoder and optimiser count positions, patches and steps.
-On a GPU the peak is torch's own; a CPU keeps no such account, so there the bytes of all live tensors are counted,
-operator by operator, during the warm-up alone, for that is slow.
+Nothing of the trainers is changed: hooks on decoder, vision encoder and optimiser count. On a GPU the peak is torch's
+own; on a CPU all live tensors are counted, operator by operator, in the warm-up alone, for that is slow.
 """
 
 from __future__ import annotations
@@ -25,14 +24,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from mmsr.gpu.fit import Pass
+from mmsr.gpu.fit import UPDATE, Pass
 
-UPDATE = "update"
+TOOLS = "tools"
 REFERENCE = "reference"  # passes of an update without a gradient: log-probabilities of the frozen adapter
 
 
+class CudaBytes(contextlib.nullcontext):
+    """The bytes of a GPU, as torch keeps account of them."""
+
+    def read_peak(self) -> int:
+        """The most bytes since this was last asked; the GPU has then done all that it was given."""
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+
+
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of live tensors on a CPU: the model's, and every operator's results.
+    """The bytes of live tensors on a CPU: the model's, and every operator's results.
 
     What an operator allocates and frees within itself is not seen.
     """
@@ -63,6 +73,11 @@ class LiveTensors(TorchDispatchMode):
         del self._known[key]
         self.now -= size
 
+    def read_peak(self) -> int:
+        """The most bytes since this was last asked."""
+        peak, self.peak = self.peak, self.now
+        return peak
+
 
 class Meter(contextlib.ExitStack):
     """Watches a training of `model`, in a block.
@@ -76,8 +91,6 @@ class Meter(contextlib.ExitStack):
         self.seconds, self.positions, self.rows, self.patches = self._counts = [Counter() for _ in range(4)]
         self.peaks, self.shapes, self.steps, self.current = Counter(), {}, -1, UPDATE
         self._pictures = 0  # patches that the encoder has seen for the pass to come
-        self._cuda = model.device.type == "cuda"
-        self._tensors = None if self._cuda else LiveTensors(model)
         for hook in (
             model.model.visual.register_forward_pre_hook(self._on_encoder, with_kwargs=True),
             model.model.language_model.register_forward_pre_hook(self._on_decoder, with_kwargs=True),
@@ -85,10 +98,10 @@ class Meter(contextlib.ExitStack):
         ):
             self.callback(hook.remove)
         self._counting = self.enter_context(contextlib.ExitStack())
-        if self._tensors:
-            self._counting.enter_context(self._tensors)
-        self._read_peak()
-        self._since = self._now()
+        self._bytes: CudaBytes | LiveTensors | None = CudaBytes() if model.device.type == "cuda" else LiveTensors(model)
+        self._counting.enter_context(self._bytes)
+        self._bytes.read_peak()
+        self._since = time.perf_counter()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -101,35 +114,22 @@ class Meter(contextlib.ExitStack):
             self._switch(before)
 
     def _switch(self, name: str) -> None:
-        now = self._now()
+        if self._bytes:
+            self.peaks[self.current] = max(self.peaks[self.current], self._bytes.read_peak())
+        now = time.perf_counter()
         self.seconds[self.current] += now - self._since
-        self.peaks[self.current] = max(self.peaks[self.current], self._read_peak())
         self.current, self._since = name, now
 
     def _end_step(self) -> None:
         self._switch(self.current)
         self.steps += 1
         if self.steps == 0:  # that was the warm-up
-            self._counting.close()
-            self._tensors = None
             for count in self._counts:
                 count.clear()
-            self._since = self._now()
-
-    def _now(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def _read_peak(self) -> int:
-        """The most bytes since this was last asked; 0 where they are no longer counted."""
-        peak = 0
-        if self._cuda:
-            peak = torch.cuda.max_memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-        elif self._tensors:
-            peak, self._tensors.peak = self._tensors.peak, self._tensors.now
-        return peak
+            if isinstance(self._bytes, LiveTensors):
+                self._counting.close()
+                self._bytes = None
+            self._since = time.perf_counter()
 
     def _kind(self) -> str:
         return REFERENCE if self.current == UPDATE and not torch.is_grad_enabled() else self.current
@@ -142,7 +142,7 @@ class Meter(contextlib.ExitStack):
         kind, (rows, positions) = self._kind(), kwargs["inputs_embeds"].shape[:2]
         self.positions[kind] += rows * positions
         self.rows[kind] += rows
-        if (self._cuda or self._tensors) and (kind not in self.shapes or rows * positions > self.shapes[kind].tokens):
+        if self._bytes and (kind not in self.shapes or rows * positions > self.shapes[kind].tokens):
             mask = kwargs.get("attention_mask")  # of every pair of positions, made by `generate`, or of padded rows
             padded = mask["full_attention"] is not None if isinstance(mask, dict) else not (mask is None or mask.all())
             self.shapes[kind] = Pass(rows, positions, self._pictures, bool(padded))

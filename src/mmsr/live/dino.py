@@ -4,7 +4,7 @@
     DinoGrounder(model, processor)          # any GroundingDinoForObjectDetection
 
 The best box above the threshold is widened by a tenth of its side on each side, to at least 64 pixels, and lies inside
-the picture. Where nothing is found the whole picture is searched.
+the picture; what would stand out is moved in. Where nothing is found the whole picture is searched.
 """
 
 from __future__ import annotations
@@ -29,12 +29,10 @@ SMALLEST = 64  # pixels of a crop's side, where the picture has as many
 
 
 def load_dino(name: str = MODEL, revision: str | None = REVISION) -> tuple[Any, GroundingDinoProcessor]:
-    """The detector, on the GPU if there is one, and its processor. Raises OSError where the hub cannot be reached.
-
-    The PIL picture processor is used whether or not torchvision is installed, so that boxes do not depend on that.
-    """
+    """The detector, on the GPU if there is one, and its processor. Raises OSError where the hub cannot be reached."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = GroundingDinoForObjectDetection.from_pretrained(name, revision=revision).to(device).eval()
+    # The PIL picture processor, whether or not torchvision is installed: boxes must not depend on that.
     pictures = GroundingDinoImageProcessorPil.from_pretrained(name, revision=revision)
     return model, GroundingDinoProcessor(pictures, AutoTokenizer.from_pretrained(name, revision=revision))
 
@@ -57,7 +55,6 @@ class DinoGrounder(Grounder):
 
     @torch.no_grad()
     def _detect(self, picture: Image.Image, caption: str) -> Box | None:
-        """The best box above the threshold, in whole pixels."""
         if not caption:
             return None
         longest = {"truncation": True, "max_length": self.model.config.max_text_len}
@@ -78,18 +75,13 @@ def as_caption(expression: str) -> str:
 
 
 def enlarge(box: Box, picture: Image.Image) -> Box:
-    """A box padded by PADDING of its sides and grown to at least SMALLEST pixels each way, inside the picture.
-
-    It grows about its middle; at an edge of the picture it is moved in rather than cut.
-    """
+    """A box padded by PADDING of its sides and grown about its middle to SMALLEST pixels a side, inside the picture."""
     x1, y1, x2, y2 = pad(box, PADDING, picture)
     (x1, x2), (y1, y2) = _grown(x1, x2, picture.width), _grown(y1, y2, picture.height)
     return x1, y1, x2, y2
 
 
 def _grown(low: int, high: int, limit: int) -> tuple[int, int]:
-    least = min(SMALLEST, limit)
-    if high - low >= least:
-        return low, high
+    least = max(high - low, min(SMALLEST, limit))
     start = min(max(0, (low + high - least) // 2), limit - least)
     return start, start + least

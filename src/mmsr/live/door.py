@@ -8,7 +8,7 @@
 Mode "live" keeps nothing, "record" asks what its record does not answer yet, "replay" asks nothing. A recorded run
 replays to the same numbers, so one request has one outcome: the first answer kept is everyone's, and a request that
 failed (not fatally) fails alike for the rest of the run and in replay; another recording asks it again. The client of
-`Door.open` sends through `Patient` (budget, pace, retries, what a refusal means) and `wire.Wire` (addresses, time,
+`Door.open` sends through `Patient` (budget, pace, retries, what a refusal means) and `wire.send` (addresses, time,
 size). Keys come from the environment at the moment of the call; they stand in no error, no log line and no record.
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import http.cookiejar
+import itertools
 import json
 import os
 import random
@@ -35,8 +36,8 @@ import httpx
 from mmsr import __version__
 from mmsr.live.limits import BadAnswer, Budget, KeyRefused, Limits, QuotaGone, RateLimited, Refused, Unavailable, bucket
 from mmsr.live.record import Call, Outcome, load, opened, save
-from mmsr.live.wire import Wire
-from mmsr.tools.base import FatalToolError, ToolError, log_keys
+from mmsr.live.wire import send
+from mmsr.tools.base import KEYS, FatalToolError, ToolError
 
 Mode = Literal["live", "record", "replay"]
 STRIPES = 1024  # locks that calls with equal keys share, so that eight rollouts with one query pay for it once
@@ -106,8 +107,7 @@ class Door:
         key, headers = service.key(), {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
         if key and service.key_header:
             headers[service.key_header] = f"Bearer {key}" if service.key_header == "Authorization" else key
-        wire = Wire(service.name, service.limits.max_bytes, guarded=service.web and not service.near)
-        ours = {"transport": Patient(service, key, self.budget, wire), "trust_env": False, "cookies": _NO_COOKIES}
+        ours = {"transport": Patient(service, key, self.budget), "trust_env": False, "cookies": _NO_COOKIES}
         return httpx.Client(base_url=service.base_url, headers=headers, **ours)
 
     def answer(self, call: Call, ask: Callable[[], str]) -> str:
@@ -116,7 +116,7 @@ class Door:
         Raises what `ask` raises, or what it raised when the call was recorded; ReplayMiss for an unrecorded call.
         """
         key = call.key
-        log_keys([key])
+        KEYS.note(key)
         with self._counting:
             self.asked[call.backend] += 1
         if self.mode == "live":
@@ -124,7 +124,7 @@ class Door:
         with self._stripes[int(key[:8], 16) % STRIPES]:
             kept = load(self.file, key)
             if self.mode == "replay" and kept is None:
-                asked = f"{call.backend} {call.path} {_short(json.dumps(call.body, ensure_ascii=False), 160)}"
+                asked = f"{call.backend} {call.path} {short(json.dumps(call.body, ensure_ascii=False), 160)}"
                 said = f"The record {self.file} has no answer to {asked} (key {key[:12]})"
                 raise ReplayMiss(f"{said}: record it, or ask what was asked then.")
             if self.mode == "record" and (kept is None or (kept.error and key not in self._failed)):
@@ -147,16 +147,13 @@ def _outcome(call: Call, ask: Callable[[], str]) -> Outcome:
         return Outcome(str(error), type(error).__name__)
 
 
-# --- reading answers that nobody promised -----------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def understood(service: str) -> Iterator[None]:
     """Within the block an answer is read as if it had the service's format: BadAnswer says where it has not."""
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-        said = _short(f"{type(error).__name__}: {error}")
+        said = short(f"{type(error).__name__}: {error}")
         raise BadAnswer(f"{service} answered in another format than its own ({said}): try again later.") from None
 
 
@@ -168,21 +165,16 @@ def json_text(reply: httpx.Response, service: str) -> str:
     return text
 
 
-# --- the transport over the wire --------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Patient(httpx.BaseTransport):
-    """Asks at the service's pace, and again where that can help, within `Limits.total` seconds of the first try.
+    """Asks at the service's pace, and again where it can help, within `Limits.total` seconds besides standing in line.
 
-    The wait for the pace comes on top: it is standing in line, not a slow answer. Each try counts against the budget,
-    and each success is paid for. Every status but a success becomes the error that it means.
+    Each try counts against the budget, each success is paid for; every other status becomes the error that it means.
     """
 
     service: Service
     key: str
     budget: Budget
-    wire: httpx.BaseTransport
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         limits, key_param = self.service.limits, self.service.key_param
@@ -190,10 +182,9 @@ class Patient(httpx.BaseTransport):
         if self.key and key_param and request.method == "GET":  # not earlier: httpx logs the address that it was asked
             url = request.url.copy_merge_params({key_param: self.key})
             request = httpx.Request("GET", url, headers=request.headers, extensions=request.extensions)
-        ends, tries = time.monotonic() + limits.total, 0
-        while True:
+        ends = time.monotonic() + limits.total
+        for tries in itertools.count(1):
             ends += pace.take()
-            tries += 1
             seconds = min(limits.attempt, ends - time.monotonic())
             request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
             try:
@@ -211,7 +202,7 @@ class Patient(httpx.BaseTransport):
     def _tried(self, request: httpx.Request) -> httpx.Response:
         service = self.service
         self.budget.admit(service.name)
-        reply = self.wire.handle_request(request)
+        reply = send(request, service.name, service.limits.max_bytes, guarded=service.web and not service.near)
         status = reply.status_code
         reply = httpx.Response(status, headers=reply.headers, content=_without(reply.content, self.key))
         if reply.is_success:
@@ -254,15 +245,16 @@ def _said(body: bytes) -> str:
     try:
         found: Any = json.loads(text)
     except (ValueError, RecursionError):
-        return "" if text.lstrip().startswith("<") else _short(text)
+        return "" if text.lstrip().startswith("<") else short(text)
     error = found.get("error", found) if isinstance(found, dict) else found
     if isinstance(error, dict):
         parts = [str(error[name]) for name in SAID if isinstance(error.get(name), str | int)]
         error = " ".join(parts) or json.dumps(error)
-    return _short(str(error))
+    return short(str(error))
 
 
-def _short(text: str, length: int = 200) -> str:
+def short(text: str, length: int = 200) -> str:
+    """The start of a foreign text in one line, to stand within a sentence."""
     return " ".join(text.split())[:length].rstrip(".")
 
 

@@ -1,42 +1,53 @@
-"""Search over the live web (paper §3.2): six engines for text and two for pictures, behind the local tools' interface.
+"""Search over the live web (paper §3.2): six engines for text, two for pictures, and the pages that they name.
 
     door = Door("record", Path("calls.sqlite"))
     search = WebSearch(TEXT_ENGINES["serper"], door, reader=PageReader(door))
     search.search("Kenya capital", k=5)     # -> [Hit(id="https://…", title=…, text=…, score=1.0, url="https://…"), …]
     WebSearch(IMAGE_ENGINES["serpapi_lens"], door).search(crop, k=5)      # the crop is uploaded: no hosting is needed
+    PageReader(door).read("https://…")      # -> the page's text without its menus
 
-The engines are tables of `assets/live/engines.toml`; here stands what one of them does in a way of its own.
+The engines are tables of `assets/live/engines.toml`; here stands what one of them does in a way of its own. A page's
+extracted text is recorded, so that a replay does not depend on the extractor's version (trafilatura); its address must
+be on the public internet (see `wire`), and redirects are not followed.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import json
+import logging
 import os
 import re
 import tomllib
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from string import Template
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+import httpx
+import trafilatura
 from PIL import Image
 
 from mmsr.live.door import Door, Service, json_text, understood
-from mmsr.live.limits import Refused
-from mmsr.live.pages import OWN_RATE, PageReader, with_pages
+from mmsr.live.limits import BadAnswer, Limits, Refused
 from mmsr.live.record import Call
 from mmsr.presets import ASSETS
-from mmsr.tools.base import Hit
+from mmsr.tools.base import KEYS, FatalToolError, Hit, ToolError, in_parallel
 from mmsr.tools.picture import flat, picture_key
 
 LEAST = 10  # results asked for at least: engines charge by the call, and a record then serves every smaller k
 LENS_BYTES = 500_000  # SerpApi refuses larger uploads
 VISION_BYTES = 4_000_000  # Google refuses requests over 10 MB, and base64 makes a third more of a picture
+OWN_RATE = 100.0  # calls a second to a server of one's own
+MAX_CHARS = 8000  # of one page; a summariser reads five of them
+# The rate is by host: nobody's server is asked more often than this.
+PAGE = Service("page", "", rate=4.0, limits=Limits(total=20.0, attempt=10.0, tries=2, max_bytes=2_000_000), web=True)
 
+logger = logging.getLogger(__name__)
 Query = str | Image.Image
 Row = dict[str, Any]
 
@@ -128,6 +139,64 @@ class WebSearch:
         return replace(hit, id=name) if name in self.names else hit
 
 
+@dataclass(frozen=True)
+class PageReader:
+    """Reads pages of the public web, and of a search server at the address `own`: wherever it lies, and fast."""
+
+    door: Door
+    service: Service = PAGE
+    own: str = ""
+
+    def read(self, url: str) -> str:
+        """Its main text, at most MAX_CHARS characters. Raises Refused for what is no address of the web, and more."""
+        if not url.startswith(("http://", "https://")):
+            raise Refused(f"{url[:80]} is no address of a web page: only http and https are read.")
+        own = self.own and url.startswith(self.own.rstrip("/") + "/")
+        service = replace(self.service, near=True, rate=OWN_RATE) if own else self.service
+        call = Call("page", 1, "GET", {"url": url})
+        return self.door.answer(call, lambda: main_text(self.door.open(service).get(url)))
+
+
+def main_text(reply: httpx.Response) -> str:
+    """The main text of a fetched page. Raises BadAnswer where it is neither HTML nor text, or has none."""
+    header = reply.headers.get("content-type", "text/html").lower()
+    kind = header.partition(";")[0].strip()
+    if kind not in ("text/plain", "text/html", "application/xhtml+xml"):
+        raise BadAnswer(f"The page is {kind[:60]}, which is neither HTML nor text: its snippet has to do.")
+    text = decode(reply.content, header)
+    found = text if kind == "text/plain" else trafilatura.extract(text, include_comments=False) or ""
+    if not found.strip():
+        raise BadAnswer("The page has no main text: its snippet has to do.")
+    return found.strip()[:MAX_CHARS]
+
+
+def decode(body: bytes, header: str) -> str:
+    """The body as text, by the encoding that the header or the page names, else as UTF-8 or what reads without fail."""
+    names = re.findall(r"charset=[\"']?([\w-]+)", header + " " + body[:2048].decode("latin-1").lower())
+    for name in [*names, "utf-8"]:
+        with contextlib.suppress(LookupError, UnicodeError):
+            return body.decode(name)
+    return body.decode("cp1252", "replace")
+
+
+def with_pages(hits: Sequence[Hit], reader: PageReader) -> list[Hit]:
+    """The hits with their pages' text, read side by side; a page that cannot be read leaves its hit the snippet."""
+
+    def read(hit: Hit) -> tuple[Hit, list[str]]:
+        with KEYS.heard() as keys:
+            try:
+                return (replace(hit, text=reader.read(hit.url)) if hit.url else hit), keys
+            except FatalToolError:
+                raise
+            except ToolError as error:
+                logger.info("page of %s not read: %s", hit.id, error)
+                return hit, keys
+
+    done = in_parallel(read, hits, len(hits))
+    KEYS.note(*(key for _, keys in done for key in keys))  # in the hits' order: a replayed trajectory logs the same
+    return [hit for hit, _ in done]
+
+
 # --- reading answers: what has another shape raises, and `understood` says so -----------------------------------------
 
 
@@ -187,9 +256,6 @@ def _vision(engine: Engine, answer: Row) -> list[Hit]:
         if name := plain(row.get("description")):
             hits.append(Hit(plain(row.get("entityId")) or name, name, about, 1 / (len(hits) + 1)))
     return hits
-
-
-# --- sending pictures -------------------------------------------------------------------------------------------------
 
 
 def jpeg(picture: Image.Image, max_bytes: int) -> bytes:

@@ -64,8 +64,7 @@ class Limits:
 class Budget:
     """Calls and US dollars that may be spent on outside calls; None means no limit. Safe between threads.
 
-    With a `file` all processes that name it share the budget, at once or one after another; without it each counts for
-    itself. Calls under way when the money runs out are finished and paid.
+    All processes that name one `file` share its budget. Calls under way when the money runs out are finished and paid.
     """
 
     def __init__(self, calls: int | None = None, money: float | None = None, file: Path | None = None) -> None:

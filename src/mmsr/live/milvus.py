@@ -8,7 +8,6 @@ Results are those of the local engines. A page is the sparse vector of its words
 counts, so their inner product is the BM25 score; a picture is the vector of `tools.image`. The words' frequencies are
 those of the pages at indexing: index anew for other pages. Indexes here are exact; on a cluster give `fill` HNSW (M 32,
 efConstruction 200) from about a million pictures, and IVF_SQ8 (nlist 4·√n) where memory is short.
-
 All that asks Milvus raises Unavailable where it does not answer, and ToolError where it refuses.
 """
 
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmsr.live.door import short
 from mmsr.live.limits import Unavailable
 from mmsr.tools.base import Hit, ToolError
 from mmsr.tools.image import embed, flag_vectors
@@ -68,23 +68,18 @@ def client(uri: str) -> Iterator[MilvusClient]:
         from pymilvus.exceptions import ConnectionConfigException, MilvusException
     except ImportError:
         raise ToolError("Milvus needs its client: pip install 'mmsr[milvus]'.") from None
-
-    def told(what: str, said: str) -> str:
-        return f"The Milvus at {uri} {what} ({' '.join(said.split())[:200].rstrip('.')})"
-
     try:
         yield _connected(uri)
-        return
     except ConnectionConfigException as error:
         remedy = LITE if uri.endswith(".db") else "give a file that ends in .db, or http://host:port"
-        raise ToolError(f"{told('cannot be opened', error.message)}: {remedy}.") from None
-    except MilvusException as error:
-        away, said = error.code == CANNOT_CONNECT or isinstance(error.code, grpc.StatusCode), error.message
-    except grpc.RpcError as error:
-        away, said = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, f"{error.code().name}: {error.details()}"
-    if away:
-        raise Unavailable(f"{told('does not answer', said)}: check the address, and that it runs.") from None
-    raise ToolError(f"{told('refused', said)}.") from None
+        raise ToolError(f"The Milvus at {uri} cannot be opened ({short(error.message)}): {remedy}.") from None
+    except (MilvusException, grpc.RpcError) as error:
+        own = isinstance(error, MilvusException)
+        code, said = (error.code, error.message) if own else (error.code(), f"{error.code().name}: {error.details()}")
+        if code in (CANNOT_CONNECT, grpc.StatusCode.DEADLINE_EXCEEDED) or (own and isinstance(code, grpc.StatusCode)):
+            remedy = "check the address, and that it runs"
+            raise Unavailable(f"The Milvus at {uri} does not answer ({short(said)}): {remedy}.") from None
+        raise ToolError(f"The Milvus at {uri} refused ({short(said)}).") from None
 
 
 @functools.lru_cache(maxsize=2**18)
@@ -112,7 +107,7 @@ class Collection:
     vector_of: Callable[[Any], Any] = word_counts
 
     def exists(self) -> bool:
-        """Whether it is there, whole."""
+        """Whether it is there, whole: the index comes last."""
         with client(self.uri) as milvus:
             return milvus.has_collection(self.name, timeout=SECONDS) and bool(milvus.list_indexes(self.name))
 
@@ -139,10 +134,7 @@ class Collection:
         return [Hit(*text, round(float(hit["distance"]), 4)) for text, hit in zip(texts, best)]
 
     def fill(self, rows: Iterable[Row], index: Mapping[str, Any] | None = None) -> None:
-        """Make it of (name, title, text, vector) rows, with another than the exact index where one is given.
-
-        That it has an index means that it is whole. An interrupted filling leaves none of that name.
-        """
+        """Make it of rows, with another than the exact index where one is given; an interrupted filling leaves none."""
         entries = ({"n": n, **dict(zip(TEXTS, texts)), "vector": vector} for n, (*texts, vector) in enumerate(rows))
         with client(self.uri) as milvus:
             from pymilvus import DataType
@@ -167,10 +159,7 @@ class Collection:
 
 
 def page_weights(pages: Iterable[Page]) -> Callable[[Page], dict[int, float]]:
-    """What makes a page a sparse vector: BM25's weight of each of its words (Lucene's variant, as bm25s's default).
-
-    How many pages have each word, and how long they are, is counted in one pass over `pages`.
-    """
+    """What makes one of `pages` a sparse vector: BM25's weights of its words (Lucene's variant, as bm25s's default)."""
     number, total, holding = 0, 0, Counter()
     for found in map(page_words, pages):
         number += 1

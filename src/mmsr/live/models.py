@@ -21,7 +21,7 @@ from mmsr.live.door import Door, Service, json_text, understood
 from mmsr.live.engines import base64_jpeg
 from mmsr.live.limits import BadAnswer, Limits
 from mmsr.live.record import Call
-from mmsr.tools.base import log_usage
+from mmsr.tools.base import USAGE
 from mmsr.tools.picture import picture_key
 
 Message = Mapping[str, Any]
@@ -77,10 +77,7 @@ class Chat:
         self._usage, self._lock = Counter(calls=0, prompt_tokens=0, completion_tokens=0, cost=0.0), threading.Lock()
 
     def complete(self, messages: Sequence[Message], seed: int | None = None) -> Completion:
-        """The model's answer to a chat of messages as above; `seed` tells repeated samples of one chat apart.
-
-        Raises the errors of `live.limits`, or ReplayMiss.
-        """
+        """The model's answer to a chat of messages as above; `seed` tells repeated samples of one chat apart."""
         model, path = self.model, "/chat/completions"
         asked = {"model": model.model, "temperature": model.temperature, "max_tokens": model.max_tokens, "seed": seed}
         asked = {name: value for name, value in {**asked, **model.extra}.items() if value is not None}
@@ -99,7 +96,7 @@ class Chat:
         used = {"calls": 1} | {name: getattr(answer, name) for name in ("prompt_tokens", "completion_tokens", "cost")}
         with self._lock:
             self._usage.update(used)
-        log_usage(self.role, used)
+        USAGE.note((self.role, used))
         return answer
 
     def usage(self) -> dict[str, float]:

@@ -19,12 +19,11 @@ from pydantic import BaseModel, Field, model_validator
 
 from mmsr.files import write_json
 from mmsr.live.door import Door, Mode
-from mmsr.live.engines import IMAGE_ENGINES, TEXT_ENGINES, Engine, WebSearch, moved, set_key
+from mmsr.live.engines import IMAGE_ENGINES, TEXT_ENGINES, Engine, PageReader, WebSearch, moved, set_key
 from mmsr.live.limits import Budget
 from mmsr.live.milvus import world_image_search, world_text_search
 from mmsr.live.models import Chat, ChatModel
-from mmsr.live.pages import PageReader
-from mmsr.live.roles import LLMSummariser, ModelJudge, summarisers
+from mmsr.live.roles import LLMSummariser, ModelJudge
 from mmsr.presets import Preset, get_preset, read_settings
 from mmsr.results import record_metrics
 from mmsr.tools.base import ImageRetriever, TextRetriever
@@ -83,24 +82,19 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         """The names of the large models that are asked, each once."""
         return tuple(dict.fromkeys(name for name in (self.teacher, self.judge, self.summary) if name))
 
-    @property
-    def asks_outside(self) -> bool:
-        """Whether a search or its summary is asked for outside."""
-        return bool(self.engines() or self.summary)
-
     def chat_model(self, name: str) -> ChatModel:
         """The model of that name at the endpoint, with the prices of the settings."""
         at = ChatModel(name, price_in=self.llm_price_in, price_out=self.llm_price_out)
         return replace(at, base_url=self.llm_url, key_env=set_key(at.key_env)) if self.llm_url else at
 
-    def engines(self) -> list[Engine]:
-        """The search engines that are asked."""
-        chosen = [(TEXT_ENGINES, self.search, self.search_url), (IMAGE_ENGINES, self.picture_search, self.picture_url)]
-        return [moved(engines[name], url) for engines, name, url in chosen if name in engines]
+    def engines(self) -> list[Engine | None]:
+        """The search engines for text and for pictures; None where none is asked."""
+        text, picture = TEXT_ENGINES.get(self.search), IMAGE_ENGINES.get(self.picture_search)
+        return [text and moved(text, self.search_url), picture and moved(picture, self.picture_url)]
 
     def check_keys(self) -> None:
         """Raises KeyRefused where a key is missing that a call would need; a replay needs none."""
-        services = [engine.service for engine in self.engines()]
+        services = [engine.service for engine in self.engines() if engine]
         services += [self.chat_model(name).service(name) for name in self.models]
         for service in services if self.mode != "replay" else ():
             service.key()
@@ -120,7 +114,7 @@ class Connection:
     outside: Outside
     door: Door
     judge: ModelJudge | None
-    summaries: tuple[LLMSummariser, LLMSummariser] | None
+    summaries: tuple[LLMSummariser, ...]  # of pages and of picture matches, or none
     chats: list[Chat] = field(default_factory=list)  # all that were opened, for the account
 
     def chat(self, name: str, role: str) -> Chat:
@@ -129,21 +123,19 @@ class Connection:
         return self.chats[-1]
 
     def text_search(self, world: World) -> TextRetriever:
-        """The engine for text, or the world's pages in Milvus. Raises KeyError where search is local."""
-        name, url = self.outside.search, self.outside.search_url
-        return world_text_search(world, url) if name == MILVUS else self._search(TEXT_ENGINES[name], url, world.pages)
+        """The engine for text, or the world's pages in Milvus, where search is not local."""
+        engine, url = self.outside.engines()[0], self.outside.search_url
+        return self._web(engine, url, world.pages) if engine else world_text_search(world, url)
 
     def picture_search(self, world: World) -> ImageRetriever:
-        """The engine for pictures, or the world's flags in Milvus. Raises KeyError where picture_search is local."""
-        name, url = self.outside.picture_search, self.outside.picture_url
-        if name == MILVUS:
-            return world_image_search(world, url)
-        return self._search(IMAGE_ENGINES[name], url, {flag.iso for flag in world.flags})
+        """The engine for pictures, or the world's flags in Milvus, where picture_search is not local."""
+        engine, url = self.outside.engines()[1], self.outside.picture_url
+        return self._web(engine, url, {flag.iso for flag in world.flags}) if engine else world_image_search(world, url)
 
-    def _search(self, engine: Engine, url: str, names: Container[str]) -> WebSearch:
+    def _web(self, engine: Engine, url: str, names: Container[str]) -> WebSearch:
         """A web engine; at an address of one's own it may be `mmsr serve`, whose hits bear the world's names."""
         reader = PageReader(self.door, own=url) if self.outside.read_pages else None
-        return WebSearch(moved(engine, url), self.door, reader, names if url else ())
+        return WebSearch(engine, self.door, reader, names if url else ())
 
 
 def connect(outside: Outside, folder: Path | None = None) -> Connection:
@@ -155,15 +147,15 @@ def connect(outside: Outside, folder: Path | None = None) -> Connection:
     budget = Budget(outside.budget_calls or None, outside.budget_money or None, folder / SPENT if folder else None)
     door = Door(outside.mode, Path(outside.record) if outside.record else None, budget)
     judge = ModelJudge(outside.chat_model(outside.judge), door) if outside.judge else None
-    summaries = summarisers(outside.chat_model(outside.summary), door) if outside.summary else None
-    return Connection(outside, door, judge, summaries, [role.chat for role in (judge, *(summaries or ())) if role])
+    kinds = ("text_summary", "image_summary") if outside.summary else ()
+    summaries = tuple(LLMSummariser(outside.chat_model(outside.summary), door, kind) for kind in kinds)
+    return Connection(outside, door, judge, summaries, [role.chat for role in (judge, *summaries) if role])
 
 
 def record_usage(connection: Connection, folder: Path, notebook: str) -> str:
     """Write down what this notebook asked for outside, if anything, and return it in a few lines.
 
-    `metrics.json` gets what is alike live and replayed: counts by back end, tokens and dollars by role, the judge's
-    labels. `outside/<notebook>.json` also has models, the hash of the judge's prompt and what the run has truly spent.
+    `metrics.json` gets what is alike live and replayed; `outside/<notebook>.json` also what the run has truly spent.
     """
     asked, spent = dict(sorted(connection.door.asked.items())), connection.door.budget.summary()
     if not asked:

@@ -34,10 +34,7 @@ INSERT = """INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO 
 
 @dataclass(frozen=True)
 class Call:
-    """What makes an outside call itself: back end, version of our dialect of it, method and path, body, pictures.
-
-    `body` is JSON in which a picture is only named; `pictures` are their sha256 values. No credential is part of it.
-    """
+    """What makes a call: back end, version of our dialect, method and path, JSON body, sha256 of its pictures."""
 
     backend: str
     version: int
@@ -116,9 +113,6 @@ def _insert(connection: sqlite3.Connection, call: Call, outcome: Outcome, second
     return connection.execute(INSERT, row).rowcount == 1
 
 
-# --- mmsr replay export | import | stats ------------------------------------------------------------------------------
-
-
 def export_jsonl(file: Path, out: Path) -> int:
     """Write the record as one JSON object a line, ordered by key, and return their number."""
     query = "SELECT key, request, error, answer, seconds, created FROM calls ORDER BY key"
@@ -132,9 +126,9 @@ def export_jsonl(file: Path, out: Path) -> int:
 
 
 def import_jsonl(file: Path, source: Path) -> dict[str, int]:
-    """Add exported calls to a record (made where missing); calls that it already answers are left as they are.
+    """Add exported calls to a record; those that it answers are left. Returns how many were "added" and "left".
 
-    Returns how many were added and left. Raises ToolError naming the first line that is no record, and adds nothing.
+    Raises ToolError naming the first line that is no record, and adds nothing.
     """
     counts = {"added": 0, "left": 0}
     with opened(file, write=True) as connection, source.open("rb") as lines:

@@ -1,9 +1,10 @@
-"""What large models do besides play: judge answers, sum up what was found, sort questions (paper §3.2 to §3.4, §4).
+"""What large models do: judge answers, sum up what was found, sort questions, play (paper §3.2 to §3.4, §4).
 
     judge = ModelJudge(ChatModel("gpt-4o"), door)
     judge.verdict("What is the capital?", ["Nairobi"], "It is Nairobi.")    # -> Verdict("correct", exact=False, …)
-    of_pages, of_pictures = summarisers(ChatModel("gpt-4o"), door)
+    LLMSummariser(ChatModel("gpt-4o"), door, "text_summary").summarise(question, query, hits)
     label_field(Chat(ChatModel("gpt-4o"), door, "fields"), question)        # -> "Geography"
+    LLMTeacher(Chat(ChatModel("gemini-2.5-pro"), door, "teacher")).play(task, env)    # -> a trajectory
 
 Their prompts are those of `assets/prompts/`. Each method that asks a model raises the errors of `live.limits`.
 """
@@ -19,16 +20,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from mmsr.answers import exact_match
+from mmsr.env import SearchEnv, Trajectory, TurnRecord
 from mmsr.live.door import Door
 from mmsr.live.models import Chat, ChatModel
 from mmsr.presets import read_prompt
+from mmsr.protocol import sanitise
 from mmsr.reward import LABELS, Label, Verdict
-from mmsr.task import Asked
+from mmsr.task import Asked, Task
+from mmsr.teacher import Player
 from mmsr.tools.base import Hit, Summariser, ToolError, in_parallel
 
 Row = tuple[str, Sequence[str], str]  # question, gold answers, answer
 JUDGE = read_prompt("judge")
 FIELDS = tuple(read_prompt("fields").split("\n"))  # of knowledge, over which a data set is balanced (paper §3.3)
+END = "</information>"
+TURNS = {"start": "first_turn", "img_search": "after_image_search", "text_search": "after_text_search"}
 
 
 def as_data(text: str) -> str:
@@ -59,10 +65,7 @@ class ModelJudge:
         return self._count(Verdict(label, exact_match(answer, golds), why))
 
     def verdicts(self, rows: Sequence[Row]) -> list[Verdict]:
-        """On (question, golds, answer) rows, in order, asked for side by side; each different row once.
-
-        They are kept for the life of the judge, also where a call failed: its label is None. Raises FatalToolError.
-        """
+        """On rows, in order, asked for side by side, each different one once; a failed call is a label of None."""
         rows = [(question, tuple(golds), answer) for question, golds, answer in rows]
         with self._asking:
             new = [row for row in dict.fromkeys(rows) if row not in self._kept]
@@ -92,7 +95,7 @@ def read_verdict(reply: str) -> tuple[Label | None, str]:
 
 
 class LLMSummariser:
-    """`base.Summariser` by a large model; `prompt` names the one for pages or for picture matches."""
+    """`base.Summariser` by a large model, of pages in 10 to 12 sentences or picture matches in 4 to 5, by `prompt`."""
 
     def __init__(self, model: ChatModel, door: Door, prompt: str) -> None:
         self.chat, self.prompt = Chat(model, door, "summary"), read_prompt(prompt)
@@ -106,11 +109,6 @@ class LLMSummariser:
         return _reply(self.chat, self.prompt.format(question=question, query=query, results=results)).strip()
 
 
-def summarisers(model: ChatModel, door: Door) -> tuple[LLMSummariser, LLMSummariser]:
-    """The two of an episode: of pages, in 10 to 12 sentences, and of picture matches, in 4 to 5."""
-    return LLMSummariser(model, door, "text_summary"), LLMSummariser(model, door, "image_summary")
-
-
 @dataclass(frozen=True)
 class Shortened:
     """Another summariser's text, cut at the end of a sentence (or a word) to at most `budget` tokens of the policy."""
@@ -122,13 +120,13 @@ class Shortened:
     def summarise(self, question: str, query: str, hits: Sequence[Hit]) -> str:
         """The summary as far as it fits."""
         text = self.summariser.summarise(question, query, hits)
+        if self.count_tokens(text) <= self.budget:
+            return text
         for unit in (r"(?<=[.!?])\s+", r"\s+"):
             parts = re.split(unit, text)
-            kept = next(
-                (n for n in range(len(parts), 0, -1) if self.count_tokens(" ".join(parts[:n])) <= self.budget), 0
-            )
-            if kept:
-                return text if kept == len(parts) else " ".join(parts[:kept])
+            for n in range(len(parts) - 1, 0, -1):
+                if self.count_tokens(kept := " ".join(parts[:n])) <= self.budget:
+                    return kept
         return ""
 
 
@@ -142,3 +140,50 @@ def read_field(reply: str) -> str:
     """The one field that a reply names; "" where it names none or several."""
     named = [name for name in FIELDS if name.lower() in reply.lower()]
     return named[0] if len(named) == 1 else ""
+
+
+class LLMTeacher:
+    """The teacher as the paper has it (§3.3, Gemini-2.5-Pro): it plays whole episodes against the tools.
+
+    What it writes is parsed like any policy's turn: a broken one is told so, and may fail the episode. It reads the
+    policies' prompts with advice on when to search; the trajectory holds them without, for the policy will learn from
+    that. `seed` goes with every call. Safe between threads.
+    """
+
+    def __init__(self, chat: Chat, seed: int = 0) -> None:
+        self.chat, self.seed = chat, seed
+
+    def play(self, task: Task, env: SearchEnv, sample: int = 0) -> Trajectory:
+        """Play a task to its end in `env`, which holds it; `sample` tells repeated episodes of one task apart."""
+        env.reset(task.id)
+        question = sanitise(task.question)
+        first = {"type": "text", "text": turn_prompt(question)}
+        messages = [{"role": "user", "content": [{"type": "image", "image": task.picture}, first]}]
+        while not env.trajectory.end:
+            completion = self.chat.complete(messages, seed=self.seed + sample)
+            text = completion.text.strip()
+            env.step(text)
+            turn = env.trajectory.turns[-1]
+            turn.replay_keys.insert(0, completion.key)
+            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": _next(question, turn)}]
+        return env.trajectory
+
+    def player(self, workers: int = 8) -> Player:
+        """This teacher as the data building sees it, playing so many episodes at once."""
+        model, prompts = self.chat.model, "".join(turn_prompt("", before) for before in TURNS)
+        written = hashlib.sha256(prompts.encode()).hexdigest()[:16]
+        settings = {"teacher": model.model, "temperature": model.temperature, "teacher_prompts": written}
+        return Player(settings, lambda question, task, env: self.play(task, env), workers)
+
+
+def turn_prompt(question: str, before: str = "start") -> str:
+    """The prompt of a turn as the policies have it, with advice on when to search; `before` is the action before it."""
+    return read_prompt(TURNS[before], read_prompt("teacher_advice")).format(question=question)
+
+
+def _next(question: str, turn: TurnRecord) -> str:
+    """What the teacher reads after a turn: what came back, and its own prompt in place of the policy's."""
+    found, end, _ = turn.observation.partition(END)
+    if turn.error or not end:
+        return turn.observation
+    return f"{found}{end}\n{turn_prompt(question, turn.action)}"

@@ -11,8 +11,8 @@
 | GET /search?q=&format=json | SearXNG |
 | GET /page/{id}, GET /picture/{iso}.png | the pages and pictures that results name |
 
-No key is asked for. Nothing outside is ever fetched: /lens takes a `data:` address, or that of a picture which was sent
-to /image (GET /image/{image_id}) or is served here.
+No key is asked for, and nothing outside is fetched: /lens takes a `data:` address, or that of a picture sent to /image
+(GET /image/{image_id}) or served here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jinja2
 import uvicorn
@@ -49,32 +49,35 @@ MAX_UPLOAD = 500_000  # bytes of a picture, as at SerpApi
 KEPT_UPLOADS, KEPT_SECONDS = 256, 600.0  # SerpApi keeps an upload for ten minutes
 
 HTML = jinja2.Template((ASSETS / "live" / "page.html").read_text(encoding="utf-8"), autoescape=True)
-NOTHING = {"error": "Google hasn't returned any results for this query."}
-
-Count = Annotated[int, Field(ge=1, le=100)]
+PICTURES = ("image", "thumbnail", "imageUrl", "thumbnailUrl")  # the fields of a hit for its picture
 Rows = list[dict[str, Any]]
 
 
 class Query(BaseModel):
-    """What Serper, SerpApi and SearXNG are asked, in a body or in an address."""
+    """What Serper, SerpApi and SearXNG are asked, in a body or in an address; with Serper's name of the search."""
 
+    type: ClassVar = "search"
     q: Annotated[str, Field(pattern=r"\S")]
-    num: Count = 10
+    num: int = Field(10, ge=1, le=100)
+
+
+class Lens(BaseModel):
+    """What is asked about a picture: by its address, or by the name of an upload."""
+
+    type: ClassVar = "lens"
+    url: str = ""
+    image_id: str = ""
 
 
 class Queries(BaseModel):
     """What Search-R1 is asked."""
 
     queries: Annotated[list[str], Field(max_length=512)]
-    topk: Count | None = None
+    topk: Annotated[int, Field(ge=1, le=100)] | None = None
     return_scores: bool = False
 
 
-class Lens(BaseModel):
-    """What is asked about a picture: Serper by its address, SerpApi also by the name of an upload."""
-
-    url: str = ""
-    image_id: str = ""
+SERPAPI = {"google": (Query, "organic_results"), "google_lens": (Lens, "visual_matches")}  # asked, and answered in
 
 
 class WorldServer(Starlette):
@@ -87,7 +90,7 @@ class WorldServer(Starlette):
         routes = [
             Route("/retrieve", _posted(Queries, self.searchr1), methods=["POST"]),
             Route("/search", _posted(Query, self.serper), methods=["POST"]),
-            Route("/lens", _posted(Lens, self.serper_lens), methods=["POST"]),
+            Route("/lens", _posted(Lens, self.serper), methods=["POST"]),
             Route("/search", self.get_search),
             Route("/search.json", self.get_search),
             Route("/image", self.upload, methods=["POST"]),
@@ -107,32 +110,24 @@ class WorldServer(Starlette):
             batch.append(scored if asked.return_scores else found)
         return {"result": batch}
 
-    def serper(self, request: Request, asked: Query) -> dict[str, Any]:
-        parameters = {"q": asked.q, "type": "search", "engine": "google"}
-        found = self._rows(request, self.text_search.search(asked.q, asked.num))
-        return {"searchParameters": parameters, "organic": found, "credits": 1}
-
-    def serper_lens(self, request: Request, asked: Lens) -> dict[str, Any]:
-        return {"searchParameters": {"type": "lens"}, "organic": self._similar(request, asked.url), "credits": 1}
+    def serper(self, request: Request, asked: Query | Lens) -> dict[str, Any]:
+        parameters = asked.model_dump(include={"q"}) | {"type": asked.type, "engine": "google"}
+        return {"searchParameters": parameters, "organic": self._found(request, asked), "credits": 1}
 
     def get_search(self, request: Request) -> JSONResponse:
         """SerpApi and SearXNG share a path and a method; `engine` or `format` tells which is meant."""
         given = dict(request.query_params)
-        match given.get("engine"), given.get("format"):
-            case "google" as engine, _:
-                asked = Query.model_validate(given)
-                found = self._rows(request, self.text_search.search(asked.q, asked.num))
-                field, parameters = "organic_results", {"q": asked.q}
-            case "google_lens" as engine, _:
-                asked = Lens.model_validate(given)
-                url = f"/image/{asked.image_id}" if asked.image_id else asked.url
-                found, field, parameters = self._similar(request, url), "visual_matches", {}
-            case None, "json":
-                return JSONResponse(self._searxng(request, Query.model_validate(given).q))
-            case _:
-                raise HTTPException(400, "say engine=google or engine=google_lens (SerpApi), or format=json (SearXNG)")
-        answer = {"search_metadata": {"status": "Success"}, "search_parameters": {"engine": engine, **parameters}}
-        return JSONResponse(answer | ({field: found} if found else NOTHING))
+        engine = given.get("engine")
+        if engine is None and given.get("format") == "json":
+            return JSONResponse(self._searxng(request, Query.model_validate(given).q))
+        if engine not in SERPAPI:
+            raise HTTPException(400, "say engine=google or engine=google_lens (SerpApi), or format=json (SearXNG)")
+        kind, field = SERPAPI[engine]
+        asked = kind.model_validate(given)
+        found = self._found(request, asked)
+        result = {field: found} if found else {"error": "Google hasn't returned any results for this query."}
+        parameters = {"engine": engine} | asked.model_dump(include={"q"})
+        return JSONResponse({"search_metadata": {"status": "Success"}, "search_parameters": parameters} | result)
 
     def _searxng(self, request: Request, query: str) -> dict[str, Any]:
         hits = self.text_search.search(query, 10)
@@ -140,24 +135,21 @@ class WorldServer(Starlette):
         results = [{"url": _url(request, hit), **shown} for hit, shown in zip(hits, fields)]
         return {"query": query, "number_of_results": len(results), "results": results, "answers": []}
 
-    def _similar(self, request: Request, url: str) -> Rows:
-        """What is like the picture at an address, without ever fetching one."""
-        if inline := re.fullmatch(r"data:image/\w+;base64,(.+)", url, re.DOTALL):
-            picture = _read(inline[1])
-        elif data := self._own(url):
-            picture = _read(data)
-        else:
-            raise HTTPException(400, "it must be a data address, or a picture of this server: POST it to /image first")
-        return self._rows(request, self.image_search.search(picture, 10))
-
-    def _rows(self, request: Request, hits: list[Hit]) -> Rows:
+    def _found(self, request: Request, asked: Query | Lens) -> Rows:
         """Hits with the field names of Serper and SerpApi; those of a picture only where the hit is one."""
+        if isinstance(asked, Query):
+            hits = self.text_search.search(asked.q, asked.num)
+        else:
+            url = f"/image/{asked.image_id}" if asked.image_id else asked.url
+            inline = re.fullmatch(r"data:image/\w+;base64,(.+)", url, re.DOTALL)
+            if not (data := inline[1] if inline else self._own(url)):  # nothing is ever fetched
+                raise HTTPException(400, "send a data address or that of a picture here: POST it to /image first")
+            hits = self.image_search.search(_read(data), 10)
         rows = []
         for rank, hit in enumerate(hits, 1):
             row = {"position": rank, "title": hit.title, "link": _url(request, hit), "snippet": hit.text}
             if hit.id in self.titles:
-                names = ("image", "thumbnail", "imageUrl", "thumbnailUrl")
-                row |= {"source": hit.text} | dict.fromkeys(names, str(request.url_for("picture", iso=hit.id)))
+                row |= {"source": hit.text} | dict.fromkeys(PICTURES, str(request.url_for("picture", iso=hit.id)))
             rows.append(row)
         return rows
 

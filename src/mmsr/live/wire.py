@@ -1,75 +1,80 @@
-"""The lowest of the door's transports: addresses checked where they are connected to, a wall clock, a size limit.
+"""One request over the wire, below the door: addresses checked where they are connected to, a wall clock, a size limit.
 
 httpx times each read by itself, so a server that drips a byte a second holds a caller for ever: here each call has a
-thread and a connection of its own, which end with its time. The host that a search result named is looked up here, and
-what was checked is what is connected to, so that no second look-up can answer differently (DNS rebinding).
+thread and a connection to itself, which end with its time; a whole answer leaves the connection to the next call. The
+host that a search result named is looked up here, and what was checked is what is connected to, so that no second
+look-up can answer differently (DNS rebinding); such a connection is never used again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
 import time
 import urllib.request
 from concurrent.futures import Future
-from dataclasses import dataclass
-from threading import Thread
+from threading import Thread, get_ident
+from typing import Any
 
 import httpx
 
 from mmsr.live.limits import BadAnswer, Refused, Unavailable
 
 _TLS = httpx.create_ssl_context()  # made once: it reads all the certificates
+_IDLE: dict[tuple[Any, ...], httpx.HTTPTransport] = {}  # connections to go on with, by process, thread and place
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-@dataclass(frozen=True)
-class Wire(httpx.BaseTransport):
-    """Sends a request of the service `name` once and reads the whole answer, uncompressed, of at most `max_bytes`.
+def send(request: httpx.Request, name: str, max_bytes: int, guarded: bool = False) -> httpx.Response:
+    """Send a request of the service `name` once and read the whole answer, uncompressed, of at most `max_bytes`.
 
     `guarded` is for strangers' addresses: they must be on the public internet, and no proxy is used. The request's
     time-out bounds all of it. Raises Refused, BadAnswer or Unavailable, with no address in them: it may hold a key.
     """
+    seconds = request.extensions["timeout"]["read"]
+    ends, proxy = time.monotonic() + seconds, None if guarded else _proxy(request.url)
+    place = os.getpid(), get_ident(), proxy, request.url.netloc, guarded
+    reply: Future[httpx.Response] = Future()
 
-    name: str
-    max_bytes: int
-    guarded: bool = False
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        seconds = request.extensions["timeout"]["read"]
-        ends, proxy = time.monotonic() + seconds, None if self.guarded else _proxy(request.url)
-        reply: Future[httpx.Response] = Future()
+    def fulfil() -> None:
         try:
-            with httpx.HTTPTransport(_TLS, trust_env=False, proxy=proxy) as below:  # whose end is the thread's, too
-                Thread(target=self._fulfil, args=(reply, below, request, ends), daemon=True).start()
-                return reply.result(seconds)
-        except (TimeoutError, httpx.TimeoutException):
-            raise Unavailable(f"{self.name} did not answer within {seconds:.1f} s.") from None
-        except httpx.UnsupportedProtocol:
-            raise Refused(f"{self.name} was given an address that is none: check its base URL.") from None
-        except (httpx.TransportError, OSError) as error:
-            said = f"{type(error).__name__}: {str(error)[:200].rstrip('.')}"
-            raise Unavailable(f"{self.name} could not be reached ({said}).") from None
-
-    def _fulfil(self, reply: Future, below: httpx.HTTPTransport, request: httpx.Request, ends: float) -> None:
-        try:
-            reply.set_result(self._answer(below, request, ends))
+            with contextlib.closing(below.handle_request(_checked(request) if guarded else request)) as answer:
+                whole = _whole(answer, name, max_bytes, ends)
+            reply.set_result(whole)
         except Exception as error:
             reply.set_exception(error)
 
-    def _answer(self, below: httpx.HTTPTransport, request: httpx.Request, ends: float) -> httpx.Response:
-        with contextlib.closing(below.handle_request(_checked(request) if self.guarded else request)) as answer:
-            if answer.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
-                raise BadAnswer(f"{self.name} sent a compressed answer, which nobody asked for: it is refused unread.")
-            body = bytearray()
-            for chunk in answer.iter_raw():
-                body += chunk
-                if len(body) > self.max_bytes:
-                    raise BadAnswer(f"{self.name} sent more than the {self.max_bytes / 1e6:g} MB that are read.")
-                if time.monotonic() > ends:
-                    raise TimeoutError
-            return httpx.Response(answer.status_code, headers=answer.headers, content=bytes(body))
+    try:
+        with contextlib.ExitStack() as end:  # of the connection after a failure, and so of the thread
+            below = end.enter_context(_IDLE.pop(place, None) or httpx.HTTPTransport(_TLS, trust_env=False, proxy=proxy))
+            Thread(target=fulfil, daemon=True).start()
+            answered = reply.result(seconds)
+            if not guarded:
+                _IDLE[place] = below
+                end.pop_all()
+            return answered
+    except (TimeoutError, httpx.TimeoutException):
+        raise Unavailable(f"{name} did not answer within {seconds:.1f} s.") from None
+    except httpx.UnsupportedProtocol:
+        raise Refused(f"{name} was given an address that is none: check its base URL.") from None
+    except (httpx.TransportError, OSError) as error:
+        said = f"{type(error).__name__}: {str(error)[:200].rstrip('.')}"
+        raise Unavailable(f"{name} could not be reached ({said}).") from None
+
+
+def _whole(answer: httpx.Response, name: str, max_bytes: int, ends: float) -> httpx.Response:
+    if answer.headers.get("content-encoding", "identity").lower() not in ("", "identity"):
+        raise BadAnswer(f"{name} sent a compressed answer, which nobody asked for: it is refused unread.")
+    body = bytearray()
+    for chunk in answer.iter_raw():
+        body += chunk
+        if len(body) > max_bytes:
+            raise BadAnswer(f"{name} sent more than the {max_bytes / 1e6:g} MB that are read.")
+        if time.monotonic() > ends:
+            raise TimeoutError
+    return httpx.Response(answer.status_code, headers=answer.headers, content=bytes(body))
 
 
 def _proxy(url: httpx.URL) -> str | None:

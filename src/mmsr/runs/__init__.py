@@ -1,4 +1,4 @@
-"""Runs of the notebooks: papermill, manifests, comparisons, trainings on many processes, the agent of a run."""
+"""Runs of the notebooks: papermill, comparisons, trainings on many processes, the agent of a run."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,9 +13,10 @@ class RunFailed(Exception):
 
 
 @contextlib.contextmanager
-def refusing(*errors: type[Exception]) -> Iterator[None]:
-    """Errors of these kinds, whose messages are such sentences, become `UsageError`."""
+def refusing(*errors: type[Exception], saying: str = "") -> Iterator[None]:
+    """Errors of these kinds become `UsageError`: their messages are such sentences, or the reason of what is said."""
     try:
         yield
     except errors as error:
-        raise UsageError(str(error)) from error
+        reason = (str(getattr(error, "strerror", None) or error).strip() or type(error).__name__).splitlines()[0]
+        raise UsageError(f"{saying}: {reason.rstrip('.')}." if saying else str(error)) from error

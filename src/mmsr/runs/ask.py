@@ -3,8 +3,7 @@
     mmsr ask flags.png "What is the capital of the country whose flag is on the left?" --html episode.html
 
     who = find_agent("tiny")                                # the shipped agent; or of a run, or an adapter's folder
-    episode = ask(who, read_file(path), question, tell=print)
-    write_html(episode, Path("episode.html"))
+    played = ask(who, Task("ask", question, read_file(path), golds=()), tell=print)
 
 Offline it searches the flags and pages of the world and nothing else; with the keys of `live.outside.Outside` it
 searches the web. Everything printed comes from a model or from outside, so it is printed without control characters.
@@ -18,9 +17,8 @@ import shutil
 import textwrap
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from transformers.utils import logging
@@ -28,11 +26,11 @@ from transformers.utils import logging
 from mmsr.env import Trajectory, TurnRecord
 from mmsr.lab import open_tools
 from mmsr.live.outside import Outside, connect
-from mmsr.policy import TINY_DIR, Policy, load_policy
+from mmsr.policy import TINY_DIR, load_policy
 from mmsr.presets import Preset
 from mmsr.rollout import Sampling, play
 from mmsr.runs import UsageError, refusing
-from mmsr.runs.parameters import SETTINGS, check_names, settings_of, sort
+from mmsr.runs.parameters import SETTINGS, settings_of, sort
 from mmsr.show.look import TAGS
 from mmsr.show.transcript import blocks, facts
 from mmsr.show.viewer import html_page
@@ -46,8 +44,7 @@ LABEL, WIDTH = 18, 110  # columns: before a text, of a line
 SHOWN = 3  # hits of a search that are named
 
 
-@dataclass(frozen=True)
-class Agent:
+class Agent(NamedTuple):
     """A policy's sizes, its adapter (None where the base itself is asked with the protocol's prompt), and its tools."""
 
     preset: Preset
@@ -65,7 +62,6 @@ def find_agent(
     """
     kept, sizes = _run_settings(run) if run else ("tiny", {})
     with refusing(ValueError):
-        check_names(given or {}, SETTINGS)
         asked = sort(given or {}, SETTINGS)
         size, outside = settings_of(preset or kept, asked | {"sizes": sizes | asked.get("sizes", {})})
     if run and not adapter:
@@ -104,41 +100,31 @@ def _run_settings(run: Path) -> tuple[str, dict[str, Any]]:
 
 def read_file(path: Path) -> Image.Image:
     """The picture in a file, upright, its first frame, in RGB. Raises UsageError for a missing, broken or huge one."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise UsageError(f"the picture {path} has more than {MAX_BYTES // 1_000_000} MB: make it smaller.")
+    with refusing(OSError, saying=f"the picture {path} cannot be read"), path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"the picture {path} has more than {MAX_BYTES // 1_000_000} MB: make it smaller.")
+    with refusing(ValueError, saying=f"the picture {path} cannot be used"):
         return read_picture(data)
-    except OSError as error:
-        raise UsageError(f"the picture {path} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise UsageError(f"the picture {path} cannot be used: {error}.") from error
 
 
-@dataclass(frozen=True)
-class Episode:
-    """What was asked and what happened."""
-
-    task: Task
-    trajectory: Trajectory
-
-
-def ask(agent: Agent, picture: Image.Image, question: str, tell: Callable[[str], None] = lambda text: None) -> Episode:
+def ask(agent: Agent, task: Task, tell: Callable[[str], None] = lambda text: None) -> Trajectory:
     """Play one episode, telling each turn when it has been played.
 
-    Raises UsageError where the policy or a tool cannot be had, and where the picture is too thin for the policy.
+    Raises UsageError for an empty question, a picture too thin for the policy, a policy or tool that cannot be had.
     """
-    size, task = agent.preset, Task("ask", question.strip(), picture, golds=())
-    if not task.question:
+    (size, adapter, outside), picture = agent, task.picture
+    if not task.question.strip():
         raise UsageError("the question is empty.")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     with refusing(FatalToolError):
-        connection = connect(agent.outside)
-        policy = _load(agent)
-        try:
+        connection = connect(outside)
+        what = f"{size.policy} with {adapter}" if adapter else size.policy
+        with refusing(OSError, ValueError, RuntimeError, ImportError, saying=f"the policy {what} could not be loaded"):
+            policy = load_policy(size.policy, adapter, size.revision, size.max_pixels, size.four_bit)
+        with refusing(ValueError, saying=f"a picture of {picture.width} × {picture.height} pixels is too thin to see"):
             policy.frame(picture)
-        except ValueError as error:
-            raise UsageError(f"a picture of {picture.width} × {picture.height} pixels is too thin to see.") from error
         tools = open_tools(size, policy, connection)
         tell(f"{printable(task.question)}\n")
         began, sampling = time.perf_counter(), Sampling(size.new_tokens)
@@ -146,28 +132,13 @@ def ask(agent: Agent, picture: Image.Image, question: str, tell: Callable[[str],
     answer = printable(played.answer) if played.end == "answer" else "none: too many turns broke the protocol"
     took = [*facts({"trajectory": played.as_dict()}), f"{time.perf_counter() - began:.1f} s"]
     tell(f"Answer: {answer}\n{', '.join(took)}")
-    return Episode(task, played)
+    return played
 
 
-def _load(agent: Agent) -> Policy:
-    size = agent.preset
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        return load_policy(size.policy, agent.adapter, size.revision, size.max_pixels, size.four_bit)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        what = f"{size.policy} with {agent.adapter}" if agent.adapter else size.policy
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"the policy {what} could not be loaded: {said}") from error
-
-
-def write_html(episode: Episode, path: Path) -> Path:
+def write_html(task: Task, played: Trajectory, path: Path) -> Path:
     """The episode as one page that loads nothing, the crop drawn in. Raises UsageError where it cannot be written."""
-    row = {"trajectory": episode.trajectory.as_dict(), "question": {"text": episode.task.question}}
-    try:
-        return html_page([row], path, [episode.task.picture])
-    except OSError as error:
-        raise UsageError(f"the page {path} cannot be written: {error.strerror or error}.") from error
+    with refusing(OSError, saying=f"the page {path} cannot be written"):
+        return html_page([{"trajectory": played.as_dict(), "question": {"text": task.question}}], path, [task.picture])
 
 
 def turn_text(turn: TurnRecord, number: int) -> str:

@@ -5,11 +5,10 @@
     accelerate launch --multi_gpu --num_processes 4 -m mmsr grpo --preset qwen3b --run papermill_runs/big
     mmsr run 04 05 --preset qwen3b --name big
 
-They take the parameters of their notebook (`-p key=value`), read what notebook 01 left in the run's folder, and leave
-adapter, CSV and metrics where the notebook does. The batch of a step is divided among the processes and keeps its size,
-so the settings of a preset hold for any number of them. How weights and gradients are kept is accelerate's
-configuration: DDP, and for SFT also FSDP and DeepSpeed. All processes must see the run's folder. On a machine without
-GPUs `--multi_gpu` starts CPU processes; `--cpu` starts a single one, whatever `--num_processes` says.
+They take the parameters of their notebook (`-p key=value`), and read and leave what it does in the run's folder, which
+all processes must see. The batch of a step is divided among the processes and keeps its size, so a preset holds for any
+number of them. How weights and gradients are kept is accelerate's configuration: DDP, and for SFT also FSDP and
+DeepSpeed. On a machine without GPUs `--multi_gpu` starts CPU processes; `--cpu` starts a single one.
 """
 
 from __future__ import annotations
@@ -66,10 +65,9 @@ def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[st
 
 
 def _check_weights() -> None:
-    """ValueError where the launcher scatters the weights over the processes, which GRPO does not run under.
+    """ValueError where the launcher scatters the weights, which are then gathered from all processes for every turn.
 
-    Weights are then gathered from all processes for every turn that is generated; episodes differ in turns, so the
-    processes would wait for each other for ever.
+    Episodes differ in turns, so the processes would wait for each other for ever.
     """
     asked = {name: os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED")}
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")  # not told where a file configures DeepSpeed

@@ -37,6 +37,8 @@ from mmsr.runs import RunFailed
 TICK = 1.0  # seconds between two looks at what a kernel takes
 PathText = Annotated[str, Field(json_schema_extra={"path": True})]  # what a knob that is annotated "Path" holds
 
+Keep = Callable[["Watch"], None]
+
 logging.getLogger("papermill").setLevel(logging.ERROR)  # its remarks on parameters; ours are checked beforehand
 
 
@@ -50,7 +52,6 @@ class Notebook:
 
     @property
     def name(self) -> str:
-        """The file's name without its ending: "02_sft"."""
         return self.path.stem
 
 
@@ -83,23 +84,17 @@ def _knob(line: ast.stmt) -> tuple[str, tuple[Any, Any]]:
 
 
 def execute(
-    notebook: Notebook,
-    values: Mapping[str, Any],
-    copy: Path,
-    environment: Mapping[str, str],
-    keep: Callable[[Watch], None],
+    notebook: Notebook, values: Mapping[str, Any], copy: Path, environment: Mapping[str, str], keep: Keep
 ) -> nbformat.NotebookNode:
-    """Run a notebook with these parameters, and return it; `copy` is written as its cells finish.
+    """Run a notebook with these parameters, and return it; `copy` is written as its cells finish, each with a line.
 
-    Printed are what its cells print and a line for each that has finished. `environment` is added to this process's for
-    the kernel, which runs in the notebook's folder. `keep` is told what it has cost so far: every second, from another
-    thread, and at the end. Raises RunFailed for a cell that raises or a kernel that dies.
+    `environment` is added to this process's for the kernel, which runs in the notebook's folder. `keep` is told what it
+    has cost so far: every second, from another thread, and at the end. Raises RunFailed for a cell that raises or a
+    kernel that dies.
     """
     watch = Watch(keep)
 
     class ThisPython(AsyncKernelManager):
-        """Starts the interpreter that runs this, whichever kernels named python3 are installed."""
-
         def __init__(self, **kwargs: Any):
             super().__init__(transport_encryption="auto", **kwargs)  # others on a shared machine could listen in
 
@@ -140,7 +135,7 @@ def execute(
 class Watch(threading.Thread):
     """What a notebook costs: `seconds` on the wall, and the largest resident memory of its kernel in bytes, `peak`."""
 
-    def __init__(self, keep: Callable[[Watch], None]):
+    def __init__(self, keep: Keep):
         super().__init__(daemon=True)
         self.keep, self.kernel, self.seconds, self.peak = keep, None, 0.0, 0
         self.cell, self.first_line, self.number, self.total = "before its first cell", "", 0, 0
@@ -159,15 +154,12 @@ class Watch(threading.Thread):
 
     def measure(self) -> None:
         """Bring the cost up to date, of the kernel and its descendants."""
-        self.seconds, resident = time.monotonic() - self.began, 0
-        with contextlib.suppress(psutil.Error):
-            for one in [self.kernel, *self.kernel.children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):  # it ended between the listing and the look
-                    resident += one.memory_info().rss
-        self.peak = max(self.peak, resident)
+        self.seconds = time.monotonic() - self.began
+        with contextlib.suppress(psutil.Error):  # one ended between the listing and the look
+            family = [self.kernel, *self.kernel.children(recursive=True)]
+            self.peak = max(self.peak, sum(one.memory_info().rss for one in family))
 
     def end(self) -> None:
-        """Stop looking, and report the cost."""
         self.over.set()
         if self.kernel:
             self.join()

@@ -35,18 +35,17 @@ def assign(
     A path is given from where the command runs and becomes one from `folder`. Raises ValueError, in one sentence, for a
     key that no notebook has, a value of another type and values that do not go together.
     """
-    check_names(given, {name for notebook in notebooks for name in notebook.knobs.__pydantic_fields__})
-    return {notebook.name: _values(notebook, preset, given, folder) for notebook in notebooks}
-
-
-def _values(notebook: Notebook, preset: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    given = sort(given, notebook.knobs.__pydantic_fields__)
-    values = read_settings(notebook.knobs, given, notebook.name).model_dump(exclude=set(OURS))
-    for name, typed in zip(SETTINGS, settings_of(preset, values)):
-        if name in values:  # some of a preset's prompts stay some
-            as_typed = {k: v if isinstance(v, Mapping) else getattr(typed, k) for k, v in values[name].items()}
-            values[name] = _reached(as_typed, SETTINGS[name], folder)
-    return values | _reached({key: values[key] for key in given if key not in SETTINGS}, notebook.knobs, folder)
+    asked, found = sort(given, {name for notebook in notebooks for name in notebook.knobs.__pydantic_fields__}), {}
+    for notebook in notebooks:
+        mine = {name: value for name, value in asked.items() if name in notebook.knobs.__pydantic_fields__}
+        values = read_settings(notebook.knobs, mine, notebook.name).model_dump(exclude=set(OURS))
+        for name, typed in zip(SETTINGS, settings_of(preset, values)):
+            if name in values:  # some of a preset's prompts stay some
+                as_typed = {k: v if isinstance(v, Mapping) else getattr(typed, k) for k, v in values[name].items()}
+                values[name] = _reached(as_typed, SETTINGS[name], folder)
+        others = {name: values[name] for name in mine if name not in SETTINGS}
+        found[notebook.name] = values | _reached(others, notebook.knobs, folder)
+    return found
 
 
 def _reached(values: Mapping[str, Any], kind: type, folder: Path) -> dict[str, Any]:
@@ -63,33 +62,26 @@ def _reached(values: Mapping[str, Any], kind: type, folder: Path) -> dict[str, A
     return found
 
 
-def check_names(given: Collection[str], knobs: Collection[str]) -> None:
-    """Raises ValueError for a parameter that sets none of these knobs, or that is given in another way."""
-    for key in given:
+def sort(given: Mapping[str, Any], knobs: Collection[str]) -> dict[str, Any]:
+    """What is given, by the knob that it sets: itself, or the dictionary with a field of that name.
+
+    Raises ValueError for what sets none of the knobs, is given in another way, or is no dictionary where one is needed.
+    """
+    values: dict[str, Any] = {}
+    settings = {name: kind.__pydantic_fields__ for name, kind in SETTINGS.items() if name in knobs}
+    for key, value in given.items():
+        home = key if key in knobs else next((name for name, fields in settings.items() if key in fields), "")
         if key in OURS:
             raise ValueError(f"The parameter {key} is set by {OURS[key]}.")
-        if not _home(key, knobs):
+        if home in settings:
+            values[home] = values.get(home, {}) | (_dictionary(key, value) if key == home else {key: value})
+        elif home:
+            values[key] = value
+        else:
             there = [", ".join(sorted({*knobs} - {*OURS, *SETTINGS})) or "none"]
-            there += [f"in {n} {', '.join(SETTINGS[n].__pydantic_fields__)}" for n in SETTINGS if n in knobs]
+            there += [f"in {name} {', '.join(fields)}" for name, fields in settings.items()]
             raise ValueError(f"There is no parameter {key!r}: there are {'; '.join(there)}.")
-
-
-def sort(given: Mapping[str, Any], knobs: Collection[str]) -> dict[str, Any]:
-    """What is given, by the knob that it sets; what sets none is left out. ValueError for a dictionary that is none."""
-    values: dict[str, Any] = {}
-    for key, value in given.items():
-        name = _home(key, knobs)
-        if name in SETTINGS:
-            values[name] = values.get(name, {}) | (_dictionary(key, value) if key == name else {key: value})
-        elif name:
-            values[name] = value
     return values
-
-
-def _home(key: str, knobs: Collection[str]) -> str:
-    """The knob that a parameter sets: itself, or the dictionary with a field of that name; "" where there is none."""
-    fields = (name for name, kind in SETTINGS.items() if name in knobs and key in kind.__pydantic_fields__)
-    return key if key in knobs else next(fields, "")
 
 
 def _dictionary(key: str, value: Any) -> Mapping[str, Any]:

@@ -13,10 +13,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
+import platform
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +30,21 @@ import psutil
 from filelock import Timeout
 from pydantic import BaseModel
 
+import mmsr
 from mmsr.benchmarks.registry import check_benchmark
 from mmsr.files import locked, write_json
 from mmsr.live.outside import Outside
-from mmsr.presets import Preset
+from mmsr.presets import Preset, get_preset
 from mmsr.results import METRICS, record_metrics
 from mmsr.runs import RunFailed, UsageError, refusing
-from mmsr.runs.manifest import MANIFEST, code_sha256, now, write_manifest
 from mmsr.runs.notebooks import Notebook, Watch, execute, read_notebook
 from mmsr.runs.parameters import assign, flat, marked, settings_of
 from mmsr.tools.base import FatalToolError
 
-STATE = "state.json"
+STATE, MANIFEST = "state.json", "manifest.json"
 RUNS = "papermill_runs"
+PACKAGE = Path(mmsr.__file__).parent
+SOURCES = {".py", ".toml", ".txt", ".jinja", ".json", ".html", ".css", ".js"}  # of the package, and its texts
 ALIKE = marked(Preset, "alike")  # a run has one value of these, whichever notebooks it runs when
 LOOSE = marked(Outside, "loose")  # these may change when a run goes on
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg", "PYTHONHASHSEED": "0"}  # and repeatable
@@ -97,15 +104,16 @@ def run(
         if not re.fullmatch(r"\w[\w.-]*", name or preset):
             raise ValueError(f"A run cannot be named {name!r}: use letters, digits, points, dashes and underscores.")
     folder = root / RUNS / (name or preset)
+    records = {one.name: Record(sha256=one.sha256, parameters=values[one.name]) for one in chosen}
     with _alone(folder):
-        state = _begin(folder, preset, seed, chosen, values, fresh)
+        state = _begin(folder, State(preset=preset, seed=seed, started=_now(), notebooks=records), fresh)
         for notebook in chosen:
-            _run_one(notebook, values[notebook.name], folder, state)
-        write_manifest(folder, root, state.model_dump())
+            _run_one(notebook, folder, state)
+        _write_manifest(folder, root, state)
     return folder
 
 
-def _run_one(notebook: Notebook, values: dict[str, Any], folder: Path, state: State) -> None:
+def _run_one(notebook: Notebook, folder: Path, state: State) -> None:
     """Run a notebook unless it is finished; its copy bears a temporary name until it is."""
     record = state.notebooks[notebook.name]
     if record.finished:
@@ -121,11 +129,11 @@ def _run_one(notebook: Notebook, values: dict[str, Any], folder: Path, state: St
 
     print(notebook.name, flush=True)
     run_dir = Path(os.path.relpath(folder, notebook.path.parent)).as_posix()
-    given = {"preset": state.preset, "seed": state.seed, "run_dir": run_dir}
-    given = {key: value for key, value in given.items() if key in notebook.knobs.__pydantic_fields__} | values
+    ours = {"preset": state.preset, "seed": state.seed, "run_dir": run_dir}
+    given = {key: ours[key] for key in ours if key in notebook.knobs.__pydantic_fields__} | record.parameters
     part, failed, done = (folder / f"{notebook.name}{kind}.ipynb" for kind in (".part", ".failed", ""))
     try:
-        node = execute(notebook, given, part, _environment(state.preset, values), keep)
+        node = execute(notebook, given, part, _environment(state.preset, record.parameters), keep)
     except RunFailed as error:
         part.replace(failed)
         raise RunFailed(f"{error}. What it did until then is in {failed}.") from error
@@ -198,31 +206,24 @@ def _end_process(pid: int, began: float) -> None:
             process.wait()
 
 
-def _begin(
-    folder: Path, preset: str, seed: int, chosen: Sequence[Notebook], values: Mapping[str, dict[str, Any]], fresh: bool
-) -> State:
-    """The state to go on from. Raises UsageError where the folder holds something else than this run."""
+def _begin(folder: Path, asked: State, fresh: bool) -> State:
+    """The state to go on from. Raises UsageError where the folder holds something else than the run that is asked."""
     state = None if fresh else State.load(folder)
     if state is None:
         _clear(folder, fresh)
-        state = State(preset=preset, seed=seed, started=now(), notebooks={})
-    if (state.preset, state.seed) != (preset, seed):
-        differences = [f"preset {state.preset} and seed {state.seed}, not {preset} and {seed}"]
-    else:
-        differences = list(_differences(state, chosen, values))
-    if differences:
+        state = asked
+    if differences := ", ".join(_differences(state, asked)):
         raise UsageError(
-            f"{folder} was begun with {', '.join(differences)}: choose another --name, or --fresh to begin it again "
-            "from nothing."
+            f"{folder} was begun with {differences}: choose another --name, or --fresh to begin it again from nothing."
         )
     code = code_sha256()
     stale = [name for name, record in state.notebooks.items() if record.finished and record.code != code]
     if stale:
         print(f"Note: the package's code has changed since {', '.join(stale)} ran; --fresh begins again.", flush=True)
-    for notebook in chosen:
-        record = state.notebooks.setdefault(notebook.name, Record(sha256=notebook.sha256))
+    for name, new in asked.notebooks.items():
+        record = state.notebooks.setdefault(name, new)
         if not record.finished:
-            record.code, record.parameters = code, values[notebook.name]
+            record.code, record.parameters = code, new.parameters
     (folder / MANIFEST).unlink(missing_ok=True)  # written last: its existence means that the run is whole
     state.save(folder)
     return state
@@ -230,24 +231,88 @@ def _begin(
 
 def _clear(folder: Path, fresh: bool) -> None:
     """Delete what notebooks have left, run here or not, where that is asked for. UsageError for any other file."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    ours = any((folder / name).exists() for name in (STATE, MANIFEST, METRICS))
-    if not (ours and fresh):
-        remedy = "choose another --name" + (", or --fresh to delete them" if ours else "")
-        raise UsageError(f"{folder} holds files that this runner did not begin: {remedy}.")
-    shutil.rmtree(folder)
+    if folder.exists() and any(folder.iterdir()):
+        ours = any((folder / name).exists() for name in (STATE, MANIFEST, METRICS))
+        if not (ours and fresh):
+            remedy = "choose another --name" + (", or --fresh to delete them" if ours else "")
+            raise UsageError(f"{folder} holds files that this runner did not begin: {remedy}.")
+        shutil.rmtree(folder)
 
 
-def _differences(state: State, chosen: Sequence[Notebook], values: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+def _differences(state: State, asked: State) -> Iterator[str]:
     """In what a run that was begun is not the one asked for, in words."""
-    for notebook in chosen:
-        if (record := state.notebooks.get(notebook.name)) and record.sha256 != notebook.sha256:
-            yield f"other sources of {notebook.name}"
-    asked = {name: flat(state.preset, given) for name, given in values.items()}
-    shared = {key: value for given in asked.values() for key, value in given.items() if key in ALIKE}
+    if (state.preset, state.seed) != (asked.preset, asked.seed):
+        yield f"preset {state.preset} and seed {state.seed}, not {asked.preset} and {asked.seed}"
+        return
+    wanted = {name: flat(asked.preset, record.parameters) for name, record in asked.notebooks.items()}
+    shared = {key: value for given in wanted.values() for key, value in given.items() if key in ALIKE}
     for name, record in state.notebooks.items():
+        if name in wanted and record.sha256 != asked.notebooks[name].sha256:
+            yield f"other sources of {name}"
         kept = flat(state.preset, record.parameters)
-        for key, value in asked.get(name, shared).items():
+        for key, value in wanted.get(name, shared).items():
             if key not in LOOSE and kept.get(key, value) != value:
                 yield f"{key} {kept[key]!r}, not {value!r}, in {name}"
+
+
+# --- the manifest -----------------------------------------------------------------------------------------------------
+
+
+def _write_manifest(folder: Path, root: Path, state: State) -> None:
+    """What the run was made of, for `manifest.json`: where there is one, the run is whole."""
+    from mmsr.gpu.device import device, versions  # loads torch, which the runner needs for nothing else
+
+    sizes = next((record.parameters.get("sizes") for record in state.notebooks.values()), None)
+    manifest = {
+        "mmsr": mmsr.__version__,
+        "git": _git_state(root),
+        "python": platform.python_version(),
+        "packages": versions(),
+        "device": device(),
+        **state.model_dump(include={"preset", "seed", "started", "notebooks"}),
+        "base_model": _base_model(get_preset(state.preset, sizes), root / "notebooks"),
+        "data_card_sha256": {p.parent.name: _sha256(p) for p in sorted(folder.glob("*/card.json"))},
+        "metrics_sha256": _sha256(folder / METRICS),
+        "outside": {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("outside/*.json"))},
+        "ended": _now(),
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def code_sha256() -> str:
+    """Of the package's sources and texts, names and bytes."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in PACKAGE.rglob("*") if path.suffix in SOURCES):
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()} {_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _git_state(root: Path) -> dict[str, Any] | None:
+    """The commit and whether the working tree differs from it, runs and figures left out; None outside git."""
+    command = "status --porcelain=v2 --branch -- . :!papermill_runs :!figures".split()
+    try:
+        done = subprocess.run(["git", "-C", str(root), *command], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    head, *lines = done.stdout.splitlines()
+    return {"commit": head.removeprefix("# branch.oid "), "dirty": not all(line.startswith("#") for line in lines)}
+
+
+def _base_model(preset: Preset, here: Path) -> dict[str, Any]:
+    """The shipped base or a folder's (from `here`), with the hashes of its weights; the hub's, with its revision."""
+    if preset.policy == "tiny":
+        return {"name": "tiny", "sha256": _sha256(PACKAGE / "assets" / "tiny" / "model.safetensors")}
+    folder = here / preset.policy
+    if not folder.is_dir():
+        return {"name": preset.policy, "revision": preset.revision}
+    hashes = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    return {"name": folder.resolve().name, "sha256": hashes}

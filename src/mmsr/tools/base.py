@@ -9,12 +9,11 @@ summariser.summarise(question, query, hits)  -> the text the policy reads
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from PIL import Image
 
@@ -42,6 +41,15 @@ class Hit:
     url: str = ""
 
 
+class Corpus(Protocol):
+    """What the local engines search: pages of text, and pictures by their titles. A `world.snapshot.World` is one."""
+
+    pages: Mapping[str, Any]
+    flags: Sequence[Any]
+
+    def flag(self, iso: str) -> Image.Image: ...
+
+
 class TextRetriever(Protocol):
     def search(self, query: str, k: int) -> list[Hit]: ...
 
@@ -64,42 +72,33 @@ class Summariser(Protocol):
 
 # --- calls side by side, and what they log ----------------------------------------------------------------------------
 
-_KEYS: ContextVar[list[str] | None] = ContextVar("keys", default=None)
-_USAGE: ContextVar[list[tuple[str, dict[str, float]]] | None] = ContextVar("usage", default=None)
+
+class Log(Generic[T]):
+    """What calls note of themselves, for whoever listens around them: the innermost listener of this thread."""
+
+    def __init__(self, name: str) -> None:
+        self._listener: ContextVar[list[T] | None] = ContextVar(name, default=None)
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[list[T]]:
+        """What is noted within the block."""
+        noted: list[T] = []
+        token = self._listener.set(noted)
+        try:
+            yield noted
+        finally:
+            self._listener.reset(token)
+
+    def note(self, *entries: T) -> None:
+        """Tell the listener, if there is one."""
+        if (noted := self._listener.get()) is not None:
+            noted.extend(entries)
 
 
-@contextlib.contextmanager
-def _collected(log: ContextVar[list[T] | None]) -> Iterator[list[T]]:
-    found: list[T] = []
-    token = log.set(found)
-    try:
-        yield found
-    finally:
-        log.reset(token)
-
-
-def keys_used() -> AbstractContextManager[list[str]]:
-    """The keys of the outside calls made within the block, for the trajectory's log."""
-    return _collected(_KEYS)
-
-
-def log_keys(keys: Iterable[str]) -> None:
-    """Add keys to the innermost `keys_used`, if there is one."""
-    log = _KEYS.get()
-    if log is not None:
-        log.extend(keys)
-
-
-def usage_spent() -> AbstractContextManager[list[tuple[str, dict[str, float]]]]:
-    """What the large models asked within the block use, answer by answer: role, and numbers to be summed by name."""
-    return _collected(_USAGE)
-
-
-def log_usage(role: str, used: dict[str, float]) -> None:
-    """Add what an answer took (calls, prompt_tokens, completion_tokens, cost) to the innermost `usage_spent`."""
-    log = _USAGE.get()
-    if log is not None:
-        log.append((role, used))
+KEYS = Log[str]("keys")  # of outside calls, for the trajectory
+USAGE = Log[tuple[str, dict[str, float]]](
+    "usage"
+)  # of large models, by role: calls, prompt and completion tokens, cost
 
 
 def in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R | ToolError]:

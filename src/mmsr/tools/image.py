@@ -8,16 +8,11 @@ are in the index too, as pictures that are like an answer and are none.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from PIL import Image
 
-from mmsr.tools.base import Hit
+from mmsr.tools.base import Corpus, Hit
 from mmsr.tools.picture import flat
-
-if TYPE_CHECKING:
-    from mmsr.world.snapshot import World
 
 THUMBNAIL = (24, 16)
 TRIM = 0.06  # share of each side that is cut: the corners of a tilted crop show its surroundings
@@ -37,7 +32,7 @@ def embed(picture: Image.Image) -> np.ndarray:
 class LocalImageSearch:
     """Exact nearest neighbours among the flags of the world."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: Corpus):
         self.flags = world.flags
         self.vectors = flag_vectors(world)
 
@@ -48,6 +43,6 @@ class LocalImageSearch:
         return [Hit(self.flags[i].iso, self.flags[i].title, "", round(float(scores[i]), 4)) for i in best]
 
 
-def flag_vectors(world: World) -> np.ndarray:
+def flag_vectors(world: Corpus) -> np.ndarray:
     """The vectors of all flags, in the order of the picture index: (flags, 1152), float32."""
     return np.stack([embed(flat(world.flag(flag.iso))) for flag in world.flags])

@@ -6,15 +6,12 @@ LocalTextSearch(world).search("Kenya capital", k=5)[0].id == "ke/capital"
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import Any
 
 import bm25s
 import numpy as np
 
-from mmsr.tools.base import Hit
-
-if TYPE_CHECKING:
-    from mmsr.world.snapshot import Page, World
+from mmsr.tools.base import Corpus, Hit
 
 STOPWORDS = frozenset(
     "a an and are as at be by for from has in is it its of on or that the this to was what which".split()
@@ -28,7 +25,7 @@ def words(text: str) -> list[str]:
     return [w[:-1] if len(w) > 3 and w.endswith("s") and w[-2] != "s" else w for w in found if w not in STOPWORDS]
 
 
-def page_words(page: Page) -> list[str]:
+def page_words(page: Any) -> list[str]:
     """What a page is found by: the words of its title, which count three times, and of its text."""
     return words(f"{page.title} {page.title} {page.title} {page.text}")
 
@@ -36,7 +33,7 @@ def page_words(page: Page) -> list[str]:
 class LocalTextSearch:
     """BM25 over titles and texts. Ties are broken by page order, so results repeat."""
 
-    def __init__(self, world: World):
+    def __init__(self, world: Corpus):
         self.pages = list(world.pages.values())
         self.index = bm25s.BM25(k1=K1, b=B)
         self.index.index([page_words(page) for page in self.pages], show_progress=False)

@@ -51,7 +51,7 @@ class Question(Asked):
     target: int
     expression: str
     relation: str
-    edge: str
+    edge: str = ""
     isos: tuple[str, ...]
     scene_seed: int
 
@@ -147,9 +147,7 @@ def _visual(scene: Scene, common: dict, half: str, rng: random.Random) -> Questi
         answer=answer,
         aliases={"2": ("two",), "3": ("three",), "4": ("four",)}.get(answer, ()),
         taxonomy="Visual",
-        gold_pages=(),
         relation=draw,
-        edge="",
     )
 
 

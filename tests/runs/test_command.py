@@ -15,11 +15,11 @@ import pytest
 from sample_run import eval_rows
 from small_notebooks import write
 
-from mmsr import __main__ as cli
 from mmsr.files import write_rows
 from mmsr.live.door import Door
 from mmsr.live.record import Call
 from mmsr.results import record_metrics
+from mmsr.runs import command as cli
 from mmsr.stats import Interval
 
 COMMANDS = (
@@ -79,7 +79,7 @@ def test_a_wrong_call_shows_the_usage(command: str, capsys: pytest.CaptureFixtur
 
 
 def test_help_imports_nothing_heavy() -> None:
-    look = "import sys, mmsr.__main__ as m; m.parser(); print([n for n in sys.modules if n in "
+    look = "import sys, mmsr.runs.command as m; m.parser(); print([n for n in sys.modules if n in "
     look += "('torch', 'transformers', 'papermill', 'numpy', 'starlette')])"
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -130,7 +130,7 @@ def test_run_outside_a_clone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "lib" / "mmsr" / "__main__.py"))
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "lib" / "mmsr" / "runs" / "command.py"))
     assert cli.main(["run"]) == 2
     assert "within a clone" in sentence(capsys)
 
