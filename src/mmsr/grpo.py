@@ -127,8 +127,8 @@ def first_and_last(csv_path: Path) -> dict[str, Interval]:
     with csv_path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     tenth, found = max(1, len(rows) // 10), {}
-    names = ("searches", "accuracy", "valid_turns")
-    for name, column in {"reward": "reward"} | {name: f"rewards/{name}/mean" for name in names}.items():
+    columns = {"reward": "reward"} | {name: f"rewards/{name}/mean" for name in ("searches", "accuracy", "valid_turns")}
+    for name, column in columns.items():
         for part, chosen in (("first", rows[:tenth]), ("last", rows[-tenth:])):
             mean = sum(float(row[column]) for row in chosen) / len(chosen)
             found[f"grpo/{name}_{part}"] = Interval(mean, None, None, len(chosen))
