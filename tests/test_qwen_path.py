@@ -109,12 +109,12 @@ def test_the_pinned_state_of_the_hub_is_loaded(tmp_path: Path, monkeypatch: pyte
 
 
 def test_another_model_takes_the_settings_and_not_the_revision() -> None:
-    other = get_preset("qwen7b", model="my/qwen")
+    other = get_preset("qwen7b", {"policy": "my/qwen"})
     assert (other.policy, other.revision) == ("my/qwen", None)
     assert replace(other, policy=get_preset("qwen7b").policy, revision=get_preset("qwen7b").revision) == get_preset(
         "qwen7b"
     )
-    assert get_preset("qwen7b", model=get_preset("qwen7b").policy) == get_preset("qwen7b")
+    assert get_preset("qwen7b", {"policy": get_preset("qwen7b").policy}) == get_preset("qwen7b")
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, package: str, whether: bool) -> None:

@@ -22,6 +22,7 @@ import contextlib
 import io
 import re
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -241,6 +242,7 @@ def _url(request: Request, hit: Hit) -> str:
 def serve(world: World, text_search: TextRetriever, image_search: ImageRetriever, port: int = 0) -> None:
     """Serve until interrupted, and print the address. Raises OSError where the port is taken."""
     with running(world, text_search, image_search, port) as address:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born ignoring it
         print(f"The offline world answers at {address}", flush=True)
         while True:
             time.sleep(3600)  # the one way of waiting that an interruption ends on Windows too
