@@ -14,17 +14,8 @@ import pytest
 from PIL import Image
 
 from mmsr.base import snapshot as build
-from mmsr.world.questions import (
-    ABOUT_COUNTRY,
-    ABOUT_EDGE,
-    ABOUT_FLAG,
-    COUNT,
-    FRAME,
-    SIDE_OF,
-    TYPES,
-    Question,
-    make_questions,
-)
+from mmsr.world import questions as asked
+from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_EDGE, ABOUT_FLAG, TYPES, Question, make_questions
 from mmsr.world.relations import RELATIONS
 from mmsr.world.scenes import FRAME_COLOURS, SIDE, Scene, draw_scene, place_flags
 from mmsr.world.snapshot import ASSETS, load_world
@@ -34,7 +25,7 @@ TRAIN = {c.iso for c in WORLD.by_split("train")}
 QUESTIONS = {split: make_questions(split, 200, seed=3) for split in ("train", "val", "test")}
 EVERY = [q for questions in QUESTIONS.values() for q in questions]
 WORDINGS = {"fact": ABOUT_COUNTRY, "one_hop": ABOUT_FLAG, "hard": ABOUT_FLAG, "two_hop": ABOUT_EDGE}
-VISUAL_WORDINGS = {"count": COUNT, "frame": FRAME, "side": SIDE_OF}
+VISUAL_WORDINGS = {name: asked.WORDINGS[name] for name in ("count", "frame", "side")}
 
 
 # --- the snapshot ---------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ import random
 from PIL import Image, ImageDraw
 
 from mmsr.base import reading
-from mmsr.base.reading import TAUGHT, Lesson, fact_of, noun_of, now_and_then_marked, spaced
+from mmsr.base.reading import KNOWN, TAUGHT, TRAIN, Lesson, fact_of, noun_of, now_and_then_marked, spaced
 from mmsr.world.names import invented_name
-from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, COUNT, FRAME, SIDE_OF
+from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, WORDINGS
 from mmsr.world.scenes import FRAME_COLOURS, SIDE, PlacedFlag, Scene, place_flags
 from mmsr.world.snapshot import load_world
 
@@ -27,12 +27,10 @@ UNKNOWN = "unknown"
 
 def lesson_scene(rng: random.Random) -> Scene:
     """Two to four flags: known, other train countries, or invented (named "")."""
-    train = load_world().by_split("train")
-    known = [country for country in train if country.known]
     flags: list[tuple[str, Image.Image]] = []
     for _ in range(rng.randint(2, 4)):
         draw = rng.random()
-        iso = "" if draw < 0.2 else rng.choice(known if draw < 0.65 else train).iso
+        iso = "" if draw < 0.2 else rng.choice(KNOWN if draw < 0.65 else TRAIN).iso
         if not iso or iso not in dict(flags):
             flags.append((iso, load_world().flag(iso) if iso else invented_flag(rng)))
     flags += [("", invented_flag(rng)) for _ in range(2 - len(flags))]
@@ -75,7 +73,7 @@ def mosaic(rng: random.Random) -> tuple[Image.Image, list[Lesson]]:
 
 def box_text(flag: PlacedFlag) -> str:
     """The box of one flag as the policy writes it: whole pixels of its 96-pixel view."""
-    return ",".join(str(max(0, min(VIEW, round(v * VIEW / SIDE)))) for v in flag.box)
+    return ",".join(str(round(v * VIEW / SIDE)) for v in flag.box)
 
 
 def scene_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
@@ -105,25 +103,20 @@ def scene_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
 
 def visual_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
     """What the picture alone answers: how many flags, and of each flag the frame's colour and the half it lies in."""
-    lessons = [(rng.choice(COUNT[:-1]), str(len(scene.flags)))]
-    for index, flag in enumerate(scene.flags):
-        if not (words := scene.references(index)):
-            continue
-        ref = f"the flag {rng.choice(words)}"
-        if "frame" not in ref:
-            lessons.append((rng.choice(FRAME[:-1]).format(ref=ref), flag.frame))
-        if abs(flag.centre[0] - SIDE / 2) > SIDE * 0.1 and not {"left", "right"} & {*ref.split()}:
-            side = "left" if flag.centre[0] < SIDE / 2 else "right"
-            lessons.append((rng.choice(SIDE_OF[:-1]).format(ref=ref), side))
+    lessons = [(rng.choice(WORDINGS["count"][:-1]), str(len(scene.flags)))]
+    for index in range(len(scene.flags)):
+        if words := scene.references(index):
+            ref = f"the flag {rng.choice(words)}"
+            for asked, answer in scene.told(index, ref).items():
+                lessons.append((rng.choice(WORDINGS[asked][:-1]).format(ref=ref), answer))
     return [now_and_then_marked(spaced(*lesson), rng) for lesson in rng.sample(lessons, len(lessons))]
 
 
 def fact_lesson(rng: random.Random) -> Lesson:
     """A fact about a known country, or "unknown" for another country or an invented one."""
-    train = load_world().by_split("train")
-    relation, country, draw = rng.choice(TAUGHT), rng.choice(train), rng.random()
+    relation, country, draw = rng.choice(TAUGHT), rng.choice(TRAIN), rng.random()
     if draw < 0.6:
-        country = rng.choice([c for c in train if c.known])
+        country = rng.choice(KNOWN)
     name = invented_name(rng) if draw > 0.85 else country.name
     question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=noun_of(relation, rng), country=name)
     taught = country.known and name == country.name

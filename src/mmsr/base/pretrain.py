@@ -35,7 +35,7 @@ from mmsr.base.lessons import VIEW, lesson_scene, mosaic, scene_lessons, text_le
 from mmsr.base.reading import PLAIN_WORDS, Lesson, now_and_then_marked
 from mmsr.base.relays import Relays
 from mmsr.files import write_json
-from mmsr.policy import in_bf16
+from mmsr.policy import best_device, in_bf16
 from mmsr.presets import ASSETS
 
 SIZES = tomllib.loads((ASSETS / "base" / "architecture.toml").read_text(encoding="utf-8"))
@@ -169,8 +169,7 @@ def answer_weights(ids: torch.Tensor, tokens: dict[str, int]) -> torch.Tensor:
 
     Copying does not start without loss on all text; boxes and colours drown if all text weighs the same.
     """
-    before = ids.roll(1, dims=1)
-    before[:, 0] = -1
+    before = F.pad(ids[:, :-1], (1, 0), value=-1)
     opens = (before == tokens["<|im_start|>"]) & (ids == tokens["assistant"])
     closes = before == tokens["<|im_end|>"]
     # in an answer is what comes after an opening that is younger than the last closing
@@ -216,8 +215,8 @@ def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int
     """
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
+    device = best_device()
+    cuda = device.type == "cuda"
     model, tokenizer = begin(start, seed, device)
     tokens = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "assistant")}
     optimiser = torch.optim.AdamW(parameter_groups(model), lr=phase.peak, betas=(0.9, 0.98), fused=cuda)

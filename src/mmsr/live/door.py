@@ -231,12 +231,11 @@ def _used_up(reply: httpx.Response, said: str, quota: str) -> bool:
 def _retry_after(headers: httpx.Headers) -> float | None:
     """Seconds of a Retry-After header, given as a number or a date; None without one."""
     value = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"\d{1,9}(\.\d+)?", value):
-        return float(value)
-    try:
+    with contextlib.suppress(ValueError, OverflowError):  # absent, or no form that the standard knows
+        if re.fullmatch(r"\d{1,9}(\.\d+)?", value):
+            return float(value)
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return None  # absent, or no form that the standard knows
+    return None
 
 
 def _said(body: bytes) -> str:

@@ -17,6 +17,7 @@ import base64
 import contextlib
 import html
 import io
+import itertools
 import json
 import logging
 import os
@@ -36,7 +37,7 @@ from mmsr.live.door import Door, Service, json_text, understood
 from mmsr.live.limits import BadAnswer, Limits, Refused
 from mmsr.live.record import Call
 from mmsr.presets import ASSETS
-from mmsr.tools.base import KEYS, FatalToolError, Hit, ToolError, in_parallel
+from mmsr.tools.base import KEYS, Hit, ToolError, in_parallel
 from mmsr.tools.picture import flat, picture_key
 
 LEAST = 10  # results asked for at least: engines charge by the call, and a record then serves every smaller k
@@ -67,24 +68,12 @@ class Engine:
     most: int = 100
     version: int = 1  # of our dialect: with call and filled body, what the record knows a search by
 
-    def filled(self, query: Query, k: int) -> Row:
-        """The body for a query; a picture is no part of it."""
-        words = {"k": k, "count": min(max(k, LEAST), self.most), "query": json.dumps(str(query))}
-        return json.loads(Template(self.body).substitute(words))
-
-    def ask(self, door: Door, body: Row) -> str:
-        """The text of the answer. Raises the errors of `limits`."""
-        method, path = self.call.split()
-        reply = door.open(self.service).request(method, path, **{"params" if method == "GET" else "json": body})
-        return json_text(reply, self.service.name)
-
     def hits(self, rows: list[Row]) -> list[Hit]:
         """Hits from rows with this engine's names; an engine that gives no scores gets 1, 1/2, 1/3, … by rank."""
         hits = []
         for row in rows:
-            url = plain(row.get(self.link))
-            if self.page:
-                url = self.service.base_url.rstrip("/") + self.page + quote(url)
+            link = plain(row.get(self.link))
+            url = self.service.base_url.rstrip("/") + self.page + quote(link) if self.page else link
             if re.match(r"https?://", url):
                 title, text = plain(row.get(self.title)), plain(row.get(self.text))
                 hits.append(Hit(url, title, text, 1 / (len(hits) + 1), url))
@@ -123,11 +112,15 @@ class WebSearch:
     def search(self, query: Query, k: int) -> list[Hit]:
         """At most `k` hits, best first. Raises the errors of `limits`, or ReplayMiss."""
         engine, name = self.engine, self.engine.service.name
-        body, pictures = engine.filled(query, k), () if isinstance(query, str) else (picture_key(query),)
+        words = {"k": k, "count": min(max(k, LEAST), engine.most), "query": json.dumps(str(query))}
+        body = json.loads(Template(engine.body).substitute(words))
+        pictures = () if isinstance(query, str) else (picture_key(query),)
 
         def ask() -> str:
+            method, path = engine.call.split()
             sent = SENDERS[name](engine, self.door, query, body) if pictures else body
-            return engine.ask(self.door, sent)
+            given = {"params" if method == "GET" else "json": sent}
+            return json_text(self.door.open(engine.service).request(method, path, **given), name)
 
         text = self.door.answer(Call(name, engine.version, engine.call, body, pictures), ask)
         with understood(name):
@@ -181,20 +174,18 @@ def decode(body: bytes, header: str) -> str:
 
 def with_pages(hits: Sequence[Hit], reader: PageReader) -> list[Hit]:
     """The hits with their pages' text, read side by side; a page that cannot be read leaves its hit the snippet."""
+    noted: list[list[str]] = [[] for _ in hits]
 
-    def read(hit: Hit) -> tuple[Hit, list[str]]:
-        with KEYS.heard() as keys:
-            try:
-                return (replace(hit, text=reader.read(hit.url)) if hit.url else hit), keys
-            except FatalToolError:
-                raise
-            except ToolError as error:
-                logger.info("page of %s not read: %s", hit.id, error)
-                return hit, keys
+    def read(rank: int) -> str:
+        with KEYS.heard() as noted[rank]:
+            return reader.read(hits[rank].url) if hits[rank].url else hits[rank].text
 
-    done = in_parallel(read, hits, len(hits))
-    KEYS.note(*(key for _, keys in done for key in keys))  # in the hits' order: a replayed trajectory logs the same
-    return [hit for hit, _ in done]
+    texts = in_parallel(read, range(len(hits)), len(hits))
+    KEYS.note(*itertools.chain(*noted))  # in the hits' order: a replayed trajectory logs the same
+    for hit, text in zip(hits, texts):
+        if isinstance(text, ToolError):
+            logger.info("page of %s not read: %s", hit.id, text)
+    return [hit if isinstance(text, ToolError) else replace(hit, text=text) for hit, text in zip(hits, texts)]
 
 
 # --- reading answers: what has another shape raises, and `understood` says so -----------------------------------------
@@ -289,15 +280,12 @@ def _enclosed(engine: Engine, door: Door, picture: Image.Image, body: Row) -> Ro
     return {"requests": [{"image": {"content": base64_jpeg(picture)}, **body}]}
 
 
-# --- the engines: their tables, and what some do in a way of their own ------------------------------------------------
-
-READERS = {"searchr1": _searchr1, "google_vision": _vision}
+READERS = {"searchr1": _searchr1, "google_vision": _vision}  # of answers; all others are `_listed`
 SENDERS = {"serpapi_lens": _uploaded, "google_vision": _enclosed}  # what is sent of a picture besides the body
 
 
-def _engines(kind: str) -> dict[str, Engine]:
-    tables = tomllib.loads((ASSETS / "live" / "engines.toml").read_text(encoding="utf-8"))[kind]
-    return {name: Engine(**table | {"service": Service(name, **table["service"])}) for name, table in tables.items()}
-
-
-TEXT_ENGINES, IMAGE_ENGINES = _engines("text"), _engines("picture")
+TABLES = tomllib.loads((ASSETS / "live" / "engines.toml").read_text(encoding="utf-8"))
+TEXT_ENGINES, IMAGE_ENGINES = (
+    {name: Engine(**table | {"service": Service(name, **table["service"])}) for name, table in TABLES[kind].items()}
+    for kind in ("text", "picture")
+)

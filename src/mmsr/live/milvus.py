@@ -22,6 +22,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,8 +131,7 @@ class Collection:
         with client(self.uri) as milvus:
             found = milvus.search(self.name, [vector], limit=k + TIES, timeout=seconds or SECONDS, **how)[0]
         best = sorted(found, key=lambda hit: (-hit["distance"], hit["entity"]["n"]))[:k]
-        texts = [[hit["entity"][name] for name in TEXTS] for hit in best]
-        return [Hit(*text, round(float(hit["distance"]), 4)) for text, hit in zip(texts, best)]
+        return [Hit(*itemgetter(*TEXTS)(hit["entity"]), round(float(hit["distance"]), 4)) for hit in best]
 
     def fill(self, rows: Iterable[Row], index: Mapping[str, Any] | None = None) -> None:
         """Make it of rows, with another than the exact index where one is given; an interrupted filling leaves none."""
@@ -160,18 +160,17 @@ class Collection:
 
 def page_weights(pages: Iterable[Page]) -> Callable[[Page], dict[int, float]]:
     """What makes one of `pages` a sparse vector: BM25's weights of its words (Lucene's variant, as bm25s's default)."""
-    number, total, holding = 0, 0, Counter()
+    lengths, holding = [], Counter()
     for found in map(page_words, pages):
-        number += 1
-        total += len(found)
+        lengths.append(len(found))
         holding.update(set(found))
+    number, average = len(lengths), sum(lengths) / max(len(lengths), 1)
 
     def weigh(page: Page) -> dict[int, float]:
         counts = Counter(page_words(page))
         tf = np.fromiter(counts.values(), np.float32, len(counts))
         idf = np.log1p([(number - n + 0.5) / (n + 0.5) for n in map(holding.__getitem__, counts)])
-        length = counts.total() / (total / number)  # as a share of the average
-        weights = idf.astype(np.float32) * (tf / (K1 * ((1 - B) + B * length) + tf))
+        weights = idf.astype(np.float32) * (tf / (K1 * ((1 - B) + B * (counts.total() / average)) + tf))
         return dict(zip(map(dimension, counts), weights.tolist()))
 
     return weigh

@@ -51,7 +51,6 @@ KEPT_UPLOADS, KEPT_SECONDS = 256, 600.0  # SerpApi keeps an upload for ten minut
 
 HTML = jinja2.Template((ASSETS / "live" / "page.html").read_text(encoding="utf-8"), autoescape=True)
 PICTURES = ("image", "thumbnail", "imageUrl", "thumbnailUrl")  # the fields of a hit for its picture
-Rows = list[dict[str, Any]]
 
 
 class Query(BaseModel):
@@ -103,13 +102,12 @@ class WorldServer(Starlette):
         super().__init__(routes=routes, exception_handlers=errors)
 
     def searchr1(self, request: Request, asked: Queries) -> dict[str, Any]:
-        batch = []
-        for query in asked.queries:
-            hits = self.text_search.search(query, asked.topk or 3) if query.strip() else []
-            found = [{"id": h.id, "contents": f'"{h.title}"\n{h.text}', "url": _url(request, h)} for h in hits]
-            scored = [{"document": document, "score": hit.score} for document, hit in zip(found, hits)]
-            batch.append(scored if asked.return_scores else found)
-        return {"result": batch}
+        def shown(hit: Hit) -> dict[str, Any]:
+            document = {"id": hit.id, "contents": f'"{hit.title}"\n{hit.text}', "url": _url(request, hit)}
+            return {"document": document, "score": hit.score} if asked.return_scores else document
+
+        found = (self.text_search.search(q, asked.topk or 3) if q.strip() else [] for q in asked.queries)
+        return {"result": [[shown(hit) for hit in hits] for hits in found]}
 
     def serper(self, request: Request, asked: Query | Lens) -> dict[str, Any]:
         parameters = asked.model_dump(include={"q"}) | {"type": asked.type, "engine": "google"}
@@ -131,12 +129,13 @@ class WorldServer(Starlette):
         return JSONResponse({"search_metadata": {"status": "Success"}, "search_parameters": parameters} | result)
 
     def _searxng(self, request: Request, query: str) -> dict[str, Any]:
-        hits = self.text_search.search(query, 10)
-        fields = [{"title": hit.title, "content": hit.text, "score": hit.score, "engine": "mmsr"} for hit in hits]
-        results = [{"url": _url(request, hit), **shown} for hit, shown in zip(hits, fields)]
+        results = [
+            {"url": _url(request, h), "title": h.title, "content": h.text, "score": h.score, "engine": "mmsr"}
+            for h in self.text_search.search(query, 10)
+        ]
         return {"query": query, "number_of_results": len(results), "results": results, "answers": []}
 
-    def _found(self, request: Request, asked: Query | Lens) -> Rows:
+    def _found(self, request: Request, asked: Query | Lens) -> list[dict[str, Any]]:
         """Hits with the field names of Serper and SerpApi; those of a picture only where the hit is one."""
         if isinstance(asked, Query):
             hits = self.text_search.search(asked.q, asked.num)
@@ -251,8 +250,7 @@ def serve(world: World, text_search: TextRetriever, image_search: ImageRetriever
 @contextlib.contextmanager
 def running(world: World, text_search: TextRetriever, image_search: ImageRetriever, port: int = 0) -> Iterator[str]:
     """The server in a thread, on loopback alone; gives its address. Port 0 takes a free one."""
-    app = WorldServer(world, text_search, image_search)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_keep_alive=5))
+    server = uvicorn.Server(uvicorn.Config(WorldServer(world, text_search, image_search), log_level="warning"))
     with socket.create_server(("127.0.0.1", port)) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

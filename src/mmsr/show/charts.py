@@ -160,9 +160,8 @@ def stacks(ax: Axes, names: Sequence[str], parts: Sequence[tuple[str, Sequence[i
 def lines(ax: Axes, by: str, series: Sequence[tuple[str, pd.DataFrame, str]]) -> None:
     """The share of rows where a field is true at each value of `by`; a line for each (colour, rows, field)."""
     for index, (shade, rows, field) in enumerate(series):
-        groups = rows.groupby(by)
-        apart = 0.01 * (rows[by].max() - rows[by].min()) * (index - (len(series) - 1) / 2)  # and so do the intervals
-        found = {level + apart: share(group[field], group["entity"]) for level, group in groups}
+        apart = 0.01 * (rows[by].max() - rows[by].min()) * (index - (len(series) - 1) / 2)  # intervals side by side
+        found = {level + apart: share(group[field], group["entity"]) for level, group in rows.groupby(by)}
         width = 2.2 if shade == ACCENT else 1.5
         ax.plot([*found], [100 * s.value for s in found.values()], "-o", color=shade, lw=width, ms=5, zorder=2 + width)
         for x, interval in found.items():
@@ -171,10 +170,7 @@ def lines(ax: Axes, by: str, series: Sequence[tuple[str, pd.DataFrame, str]]) ->
 
 
 def curve(ax: Axes, table: pd.DataFrame, column: str, shade: str, file: str, unit: bool) -> None:
-    """A column by step: faint points, running mean with its interval, means of the first and the last tenth.
-
-    A column that the table does not have is named in the panel. unit: its values lie between 0 and 1.
-    """
+    """A column by step: points, running mean with its interval, means of first and last tenth; `unit`: from 0 to 1."""
     values = table.get(column, pd.Series(dtype=float)).dropna()
     if values.empty:
         text = f"{file} has no column\n{column}"

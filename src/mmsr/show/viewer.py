@@ -33,8 +33,8 @@ CARD_STYLE, PAGE_STYLE, SCRIPT = (
     (ASSETS / name).read_text(encoding="utf-8") for name in ("viewer_card.css", "viewer_page.css", "viewer.js")
 )
 ENVIRONMENT = Environment(loader=FileSystemLoader(ASSETS), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-ENVIRONMENT.globals |= {"read": transcript, "words": words, "short": SHORT, "tags": TAGS}
-TEMPLATE = ENVIRONMENT.get_template("viewer.html")
+NAMES = {"read": transcript, "words": words, "short": SHORT, "tags": TAGS}
+TEMPLATE = ENVIRONMENT.get_template("viewer.html", globals=NAMES)
 
 
 def trajectory_html(row: Row, picture: Image.Image) -> str:
@@ -76,10 +76,7 @@ def html_page(rows: Sequence[Row], path: Path, pictures: Sequence[Image.Image] =
 
 
 def browser(rows: Sequence[Row]) -> VBox:
-    """Rows in a notebook's cell: a workflow, an outcome and a question are chosen, and that one card is drawn.
-
-    It stands in a frame apart from what else the notebook holds. Raises ValueError where there are no rows.
-    """
+    """Rows in a notebook's cell, the chosen one drawn in a frame of its own; ValueError where there are none."""
     if not rows:
         raise ValueError(NO_ROWS)
     played = _choices((row["workflow"] for row in rows), WORKFLOWS)

@@ -27,7 +27,7 @@ from PIL import Image
 
 from mmsr.task import Asked
 from mmsr.world.relations import ASKED, EDGES, RELATIONS, Relation, aliases
-from mmsr.world.scenes import SIDE, Scene, draw_scene
+from mmsr.world.scenes import Scene, draw_scene
 from mmsr.world.snapshot import Country, World, load_world
 
 TYPES = ("visual", "fact", "one_hop", "two_hop", "hard")
@@ -37,7 +37,7 @@ SHARES = {"visual": 0.2, "fact": 0.15, "one_hop": 0.3, "two_hop": 0.15, "hard": 
 # times in five (assets/tiny/README.md), so questions do not ask for that; `Scene.references` can.
 POINTING = ("position", "relative")
 WORDINGS = {name: tuple(wordings) for name, wordings in ASKED["wordings"].items()}
-ABOUT_FLAG, ABOUT_COUNTRY, ABOUT_EDGE, COUNT, FRAME, SIDE_OF = WORDINGS.values()
+ABOUT_FLAG, ABOUT_COUNTRY, ABOUT_EDGE = (WORDINGS[name] for name in ("about_flag", "about_country", "about_edge"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +104,10 @@ def _draw_question(world: World, split: str, half: str, rng: random.Random, id_:
     rng.shuffle(isos)
     target, scene_seed = isos.index(country.iso), rng.randrange(2**31)
     scene = _cached_scene(tuple(isos), scene_seed)
-    by_kind = {kind: scene.references(target, [kind]) for kind in POINTING}
-    kinds = [k for k, words in by_kind.items() if words]
-    if not kinds:
+    ways = [words for way in POINTING if (words := scene.references(target, [way]))]
+    if not ways:
         return None
-    expression = "the flag " + rng.choice(by_kind[rng.choice(kinds)])
+    expression = "the flag " + rng.choice(rng.choice(ways))
     common = {
         "id": id_,
         "type": kind,
@@ -131,21 +130,17 @@ def _draw_question(world: World, split: str, half: str, rng: random.Random, id_:
 
 
 def _visual(scene: Scene, common: dict, half: str, rng: random.Random) -> Question | None:
-    flag, ref = scene.flags[common["target"]], common["expression"]
-    draw = rng.choice(("count", "frame", "side"))
-    if draw == "count":
-        text, answer, common = _wording(COUNT, half, rng), str(len(scene.flags)), common | {"expression": ""}
-    elif draw == "frame" and "frame" not in ref:
-        text, answer = _wording(FRAME, half, rng), flag.frame
-    elif draw == "side" and abs(flag.centre[0] - SIDE / 2) > SIDE * 0.1 and not {"left", "right"} & set(ref.split()):
-        text, answer = _wording(SIDE_OF, half, rng), "left" if flag.centre[0] < SIDE / 2 else "right"
-    else:
+    ref, draw = common["expression"], rng.choice(("count", "frame", "side"))
+    told = scene.told(common["target"], ref) | {"count": str(len(scene.flags))}
+    if draw not in told:
         return None
+    if draw == "count":
+        common = common | {"expression": ""}
     return Question(
         **common,
-        text=text.format(ref=ref),
-        answer=answer,
-        aliases={"2": ("two",), "3": ("three",), "4": ("four",)}.get(answer, ()),
+        text=_wording(WORDINGS[draw], half, rng).format(ref=ref),
+        answer=told[draw],
+        aliases={"2": ("two",), "3": ("three",), "4": ("four",)}.get(told[draw], ()),
         taxonomy="Visual",
         relation=draw,
     )

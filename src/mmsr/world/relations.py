@@ -33,21 +33,15 @@ class Relation:
         return answer if answer and answer.lower() not in {"none", "na"} and len(answer) <= 48 else None
 
 
-@dataclass(frozen=True)
-class Edge:
-    """A step from one country to another; `noun` is what a query for it says."""
+@dataclass(frozen=True, kw_only=True)
+class Edge(Relation):
+    """A relation whose answer is a country: a step to it. A query says its `noun`, a question its `phrase`."""
 
-    key: str
-    slug: str
-    noun: str
     phrase: str
-    pattern: str
 
     def follow(self, world: World, iso: str) -> str | None:
         """The ISO code of the country this edge leads to, or None."""
-        page = world.page(iso, self.slug)
-        match = re.search(self.pattern, page.text) if page else None
-        country = world.by_name(match.group(1)) if match else None
+        country = world.by_name(self.read(world.page(iso, self.slug)) or "")
         return country.iso if country and country.iso != iso else None
 
 

@@ -57,6 +57,15 @@ class Scene:
         """Expressions that point at flag `index` and at no other flag of this scene, without "the flag …"."""
         return [words for kind in kinds for words, meant in _expressions(self.flags, kind) if meant == [index]]
 
+    def told(self, index: int, ref: str) -> dict[str, str]:
+        """What a look at flag `index` tells: its "frame", and the "side" it lies on; not what `ref` gives away."""
+        flag, found = self.flags[index], {}
+        if "frame" not in ref:
+            found["frame"] = flag.frame
+        if abs(flag.centre[0] - SIDE / 2) > SIDE * 0.1 and not {"left", "right"} & {*ref.split()}:
+            found["side"] = "left" if flag.centre[0] < SIDE / 2 else "right"
+        return found
+
 
 def _first(flags: Sequence[PlacedFlag], key: Callable[[PlacedFlag], float], margin: float) -> list[int]:
     """The flag with the smallest key, if it leads the next one by `margin`."""
