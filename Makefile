@@ -1,4 +1,5 @@
 # make run     the five notebooks on the tiny preset: make run ARGS="--name mine --seed 1 -p key=value"
+# make check   whether this machine gives the committed smoke run's digits: make check ARGS="--preset tiny" for the whole
 # make test    the tests:                             make test ARGS="tests/test_runs.py"
 # make lab     JupyterLab on the notebooks
 # make setup   only the environment, in .venv; another interpreter: make setup PYTHON=python3.12
@@ -10,13 +11,16 @@ ARGS ?=
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lab setup lint clean
+.PHONY: run check test lab setup lint clean
 
 run: setup
 	$(VENV)/bin/mmsr run $(ARGS)
 
+check: setup
+	$(VENV)/bin/mmsr check $(ARGS)
+
 test: setup
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lab: setup
 	cd notebooks && ../$(VENV)/bin/jupyter lab $(ARGS)

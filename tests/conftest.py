@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
-os.environ.setdefault("OMP_NUM_THREADS", "2")  # read when torch is imported, here and in the processes that tests start
+threads = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"  # `make test` runs two files at a time
+os.environ.setdefault("OMP_NUM_THREADS", threads)  # read when torch is imported, here and in what tests start
 os.environ.setdefault(
     "OMP_WAIT_POLICY", "PASSIVE"
 )  # on a busy machine, threads that spin while they wait stand in the way
+
+LONGEST = ("test_record_replay_run.py", "test_qwen_path.py", "test_bench.py")  # begun first, so that none is left over
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """The files that take minutes come first."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)

@@ -12,7 +12,6 @@ import pytest
 from small_policy import tiny
 
 from mmsr.ablation import oracle
-from mmsr.answers import exact_match
 from mmsr.data import (
     Built,
     Example,
@@ -27,6 +26,7 @@ from mmsr.env import Trajectory, TurnRecord
 from mmsr.lab import open_tools
 from mmsr.presets import get_preset
 from mmsr.protocol import UNABLE, Answer, parse_turn
+from mmsr.reward import exact_match
 from mmsr.rollout import answer_directly
 from mmsr.task import Task
 from mmsr.teacher import scripted

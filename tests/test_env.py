@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 from stub_tools import PROMPTS, SPECIAL, TASK, Engine, environment, turn
 
-from mmsr.env import SearchEnv, first_messages
+from mmsr.env import first_messages
 from mmsr.live.limits import BudgetSpent
 from mmsr.protocol import Answer, ImageSearch, ProtocolError, TextSearch, parse_turn, sanitise
 from mmsr.reward import RewardWeights, score
@@ -24,8 +23,6 @@ def test_an_answer_ends_the_episode() -> None:
     assert env.step(TEXT).startswith("<information>") and not env.trajectory.end
     assert env.step(ANSWER) == "" and (env.trajectory.end, env.trajectory.answer) == ("answer", "gold")
     assert env.step(TEXT) == "The episode is over." and len(env.trajectory.turns) == 2
-    env.reset("t")
-    assert env.trajectory.turns == [] and env.trajectory.end == "" and env.step(TEXT)
 
 
 def test_one_picture_search_and_no_more() -> None:
@@ -164,22 +161,3 @@ def test_each_turn_that_was_played_is_told() -> None:
     for text in (CROP, BROKEN, ANSWER, TEXT):
         env.step(text)
     assert told == [(1, "img_search", False), (2, "none", True), (3, "answer", False)]
-
-
-def test_step_is_the_one_tool_that_is_offered() -> None:
-    public = [name for name in dir(SearchEnv) if not name.startswith("_") and callable(getattr(SearchEnv, name))]
-    assert sorted(public) == ["reset", "step"]
-    step: Callable = SearchEnv.step
-    assert "Args:\n            turn:" in step.__doc__  # TRL makes the tool's schema from it
-
-
-def test_a_fatal_error_of_a_tool_ends_the_training_too() -> None:
-    """TRL tells the policy of what `step` raises and goes on; the reward, which reads the trajectory, must not."""
-    env = environment(text=Engine(error=BudgetSpent("The budget is spent.")))
-    for _ in range(2):
-        with pytest.raises(BudgetSpent):
-            env.step(TEXT)
-    with pytest.raises(BudgetSpent, match="The budget is spent"):
-        env.trajectory  # noqa: B018
-    env.reset("t")
-    assert env.trajectory.turns == [] and "Title a page" in env.step(CROP)

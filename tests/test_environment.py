@@ -31,6 +31,7 @@ NOT_IMPORTED = {
     "jupyterlab": "make lab",
     "lxml-html-clean": "trafilatura's cleaner",
     "milvus-lite": "Milvus in a file, which pymilvus opens",
+    "pytest-xdist": "make test",
     "python-multipart": "starlette's reader of uploaded pictures",
     "ruff": "make lint",
 }

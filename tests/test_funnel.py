@@ -170,7 +170,6 @@ def public(folder: Path, count: int) -> list[FileQuestion]:
 
 def by_answering(question, task, env) -> object:
     """One search, then the gold answer."""
-    env.reset(task.id)
     env.step(render_turn(Turn("I do not know.", TextSearch("Kenya capital"))))
     env.step(render_turn(Turn("Now I do.", Answer(question.answer))))
     return env.trajectory
@@ -191,7 +190,7 @@ def test_a_wave_of_pictures_is_in_memory_and_no_more(tmp_path: Path, monkeypatch
     monkeypatch.setattr(FileQuestion, "draw", watched)
     monkeypatch.setattr(data, "WAVE", 4)
     gc.collect()
-    preset = replace(PRESET, eval_batch=1)
+    preset = replace(PRESET, rollout_rows=1)
     made = make(tmp_path, Player({"teacher": "answering"}, by_answering), public(tmp_path, 24), preset=preset)
     assert made.built.funnel["played"] == made.built.funnel["correct"] == 24
     assert 1 <= most <= 6
@@ -226,7 +225,6 @@ def test_the_scripted_teacher_refuses_what_it_cannot_play(tmp_path: Path) -> Non
 
 def test_what_the_teacher_knew_and_the_base_does_not_is_left_out(tmp_path: Path) -> None:
     def knows(question, task, env):
-        env.reset(task.id)
         env.step(render_turn(Turn("I know.", Answer(question.answer))))
         return env.trajectory
 

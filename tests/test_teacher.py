@@ -10,11 +10,11 @@ from small_policy import tiny
 from stub_tools import Engine
 
 from mmsr.ablation import oracle
-from mmsr.answers import exact_match
-from mmsr.env import Tools, Trajectory, env_factory
+from mmsr.env import SearchEnv, Tools, Trajectory
 from mmsr.lab import open_tools
 from mmsr.presets import get_preset
 from mmsr.protocol import UNABLE, parse_turn
+from mmsr.reward import exact_match
 from mmsr.task import Task
 from mmsr.teacher import Teacher, recall
 from mmsr.world.questions import Question, make_questions
@@ -34,8 +34,8 @@ def tools() -> Tools:
 
 def play(questions: list[Question], by: Tools, grounder=None) -> list[Trajectory]:
     """The teacher's episodes."""
-    env = env_factory(replace(by, grounder=grounder or by.grounder), PRESET.prompts, [Task.of(q) for q in questions])()
-    return [Teacher().play(question, env) for question in questions]
+    found = replace(by, grounder=grounder or by.grounder)
+    return [Teacher().play(question, SearchEnv(found, PRESET.prompts, Task.of(question))) for question in questions]
 
 
 def turns(trajectory: Trajectory) -> list[tuple[str, str]]:

@@ -17,18 +17,18 @@ from stub_tools import Engine
 from mmsr import grpo
 from mmsr.ablation import oracle
 from mmsr.data import Example, to_messages
-from mmsr.env import SearchEnv, env_factory
+from mmsr.decode import Row
+from mmsr.env import SearchEnv
 from mmsr.grpo import first_and_last, train_grpo
 from mmsr.lab import open_tools
 from mmsr.live.limits import BudgetSpent
-from mmsr.policy import Policy, load_policy, load_processor
+from mmsr.policy import Policy, load_policy
 from mmsr.presets import get_preset
-from mmsr.protocol import Answer, ImageSearch, TextSearch, Turn, render_turn
 from mmsr.sft import train_sft
 from mmsr.task import Task
 from mmsr.teacher import Teacher
 from mmsr.training import StepCSV
-from mmsr.with_trl import ThriftyTrainer, install_parser, pictures_of, read_turn
+from mmsr.with_trl import EpisodeTrainer
 from mmsr.world.questions import make_questions
 
 PRESET = replace(
@@ -103,11 +103,9 @@ def interrupted(module: str, trainer: type, name: str, folder: Path, train: Call
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
     """Conversations of the teacher, with real searches in them."""
-    tasks = [Task.of(q) for q in QUESTIONS]
-    tools = open_tools(PRESET, load_policy("tiny"))
-    env = env_factory(replace(tools, grounder=oracle(QUESTIONS)), PRESET.prompts, tasks)()
-    teacher = Teacher()
-    return [Example(q, "search_required", to_messages(q, teacher.play(q, env), PRESET.prompts)) for q in QUESTIONS]
+    tools = replace(open_tools(PRESET, load_policy("tiny")), grounder=oracle(QUESTIONS))
+    played = [Teacher().play(q, SearchEnv(tools, PRESET.prompts, Task.of(q))) for q in QUESTIONS]
+    return [Example(q, "search_required", to_messages(q, t, PRESET.prompts)) for q, t in zip(QUESTIONS, played)]
 
 
 def sft(examples: list[Example], folder: Path) -> Policy:
@@ -138,12 +136,11 @@ def reinforced(cold: Trained, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
     def train() -> Policy:
         policy = load_policy("tiny", adapter=cold.folder / "adapter")
-        new_env = env_factory(open_tools(PRESET, policy), PRESET.prompts, tasks)
-        return train_grpo(policy, tasks, new_env, PRESET, folder, seed=5)
+        return train_grpo(policy, tasks, open_tools(PRESET, policy), PRESET, folder, seed=5)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmsr.grpo.scores", favouring_length)
-        yield interrupted("grpo", grpo.ThriftyTrainer, "grpo.csv", folder, train)
+        yield interrupted("grpo", grpo.EpisodeTrainer, "grpo.csv", folder, train)
 
 
 # --- what moves -----------------------------------------------------------------------------------------------------
@@ -243,27 +240,12 @@ def test_first_and_last_tenth(tmp_path: Path) -> None:
     assert found["grpo/searches_last"] == (14.5, 3) and found["grpo/valid_turns_first"] == (1, 3)
 
 
-def test_a_spent_budget_ends_grpo(cold: Trained, tmp_path: Path) -> None:
-    """TRL tells the policy of an error of its tool and goes on; where the error is final, the training must not."""
-
-    class Searching(SearchEnv):
-        def step(self, turn: str) -> str:
-            """Search by text, whatever the policy wrote.
-
-            Args:
-                turn: The whole text of the turn, as generated.
-
-            Returns:
-                The observation.
-            """
-            return super().step(render_turn(Turn("a", TextSearch("b"))))
-
+def test_a_spent_budget_ends_grpo(cold: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = load_policy("tiny", adapter=cold.folder / "adapter")
-    tasks = [Task.of(q) for q in QUESTIONS]
+    monkeypatch.setattr(SearchEnv, "_play", lambda env, text: env._search_text(text, "Kenya"))
     spent = replace(open_tools(PRESET, policy), text=Engine(error=BudgetSpent("The budget is spent.")))
-    by_id = {task.id: task for task in tasks}
     with pytest.raises(BudgetSpent, match="The budget is spent"):
-        train_grpo(policy, tasks, lambda: Searching(spent, PRESET.prompts, by_id), PRESET, tmp_path, seed=5)
+        train_grpo(policy, [Task.of(q) for q in QUESTIONS], spent, PRESET, tmp_path, seed=5)
 
 
 def test_nothing_to_learn_from_is_said(tmp_path: Path) -> None:
@@ -274,84 +256,49 @@ def test_nothing_to_learn_from_is_said(tmp_path: Path) -> None:
 # --- thrift -----------------------------------------------------------------------------------------------------------
 
 
-def test_rollouts_computed_by_length_give_what_they_give_padded(
+def test_log_probabilities_of_a_step_are_those_of_the_rollout_and_trls_own(
     cold: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Log-probabilities, entropies and, through them, gradients are TRL's own, row for row."""
+    """What the update computes for a token is what it was sampled with, and what the whole model says, padded."""
     policy = load_policy("tiny", adapter=cold.folder / "adapter")
-    tasks = [Task.of(question) for question in QUESTIONS[:4]]
-    ours, seen = ThriftyTrainer._get_per_token_logps_and_entropies, []
+    ours, seen = EpisodeTrainer._get_per_token_logps_and_entropies, []
 
     def both(
-        self: ThriftyTrainer, model: Any, ids: torch.Tensor, mask: torch.Tensor, kept: int, *args: Any, **inputs: Any
+        self: EpisodeTrainer, model: Any, ids: torch.Tensor, mask: torch.Tensor, kept: int, *args: Any, **more: Any
     ):
-        found = ours(self, model, ids, mask, kept, *args, **inputs)
-        with torch.no_grad():
-            plain = trl.GRPOTrainer._get_per_token_logps_and_entropies(self, model, ids, mask, kept, *args, **inputs)
-        seen.append((mask, kept, [x if x is None else x.detach() for x in found], plain))
+        found = ours(self, model, ids, mask, kept, *args, **more)
+        if torch.is_grad_enabled():
+            rows = [self._rows[number] for number in ids.gather(1, mask.argmax(1, keepdim=True))[:, 0].tolist()]
+            seen.append(([x.detach() for x in found[:2]], rows, [plainly(policy, row) for row in rows]))
         return found
 
-    monkeypatch.setattr(ThriftyTrainer, "_get_per_token_logps_and_entropies", both)
+    monkeypatch.setattr(EpisodeTrainer, "_get_per_token_logps_and_entropies", both)
     monkeypatch.setattr("mmsr.with_trl.ROWS", 3)  # several groups, the last of another size
-    new_env = env_factory(open_tools(PRESET, policy), PRESET.prompts, tasks)
-    train_grpo(policy, tasks, new_env, replace(PRESET, grpo_steps=1), tmp_path, seed=5)
-    assert len({int(length) for length in seen[0][0].sum(1)}) > 1  # otherwise there is no padding to save
-    for mask, kept, found, plain in seen:
-        written = mask[:, -kept:].bool()
-        for mine, theirs in zip(found[:2], plain[:2]):
-            assert (mine is None) == (theirs is None)
-            if mine is not None:
-                torch.testing.assert_close(mine[written], theirs[written], atol=1e-4, rtol=1e-4)
-                assert not mine[~written].any()
+    tasks, preset = [Task.of(question) for question in QUESTIONS[:4]], replace(PRESET, grpo_steps=1)
+    train_grpo(policy, tasks, open_tools(PRESET, policy), preset, tmp_path, seed=5)
+    lengths = {len(row.ids) for _, rows, _ in seen for row in rows}
+    assert len(lengths) > 1 and max(sum(row.written) for _, rows, _ in seen for row in rows) > PRESET.new_tokens
+    for (logps, entropies), rows, plain in seen:
+        for mine, spread, row, (theirs, their_spread) in zip(logps, entropies, rows, plain):
+            own = torch.tensor(row.written[row.prompt :])
+            mine, spread = mine[: len(own)], spread[: len(own)]
+            assert not mine[~own].any() and not spread[~own].any()
+            torch.testing.assert_close(mine[own], torch.tensor(row.logps[row.prompt :])[own], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(mine[own], theirs[own], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(spread[own], their_spread[own], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("inputs", "message"), [({"image_sizes": [1]}, "image_sizes"), ({"num_images": [1, 2]}, "exactly one picture")]
-)
-def test_what_cannot_be_divided_by_rows_is_refused(inputs: dict, message: str) -> None:
-    given = {"num_images": [1, 1], "image_grid_thw": torch.ones(2, 3), "pixel_values": torch.ones(2, 8)} | inputs
-    with pytest.raises(ValueError, match=message):
-        pictures_of(torch.tensor([0]), given, 0, 4)
-
-
-# --- how turns are read ---------------------------------------------------------------------------------------------
-
-SEARCHES = [render_turn(Turn("a", action)) for action in (TextSearch("b"), ImageSearch("b"), ImageSearch())]
-ANSWER = render_turn(Turn("a", Answer("Lima")))
-BROKEN = ["", "Lima", "<answer>Lima</answer>", ANSWER + "so", f"{ANSWER}{ANSWER}", "<reason>a</reason>"]
-
-
-def called(message: dict) -> str | None:
-    """The turn with which `step` is called, if it is."""
-    if "tool_calls" not in message:
-        return None
-    (call,) = message["tool_calls"]
-    assert call["type"] == "function" and call["function"]["name"] == "step"
-    return call["function"]["arguments"]["turn"]
-
-
-@pytest.mark.parametrize("text", [*SEARCHES, *BROKEN])
-def test_searches_and_broken_turns_are_calls_and_cut_off_ones_are_not(text: str) -> None:
-    assert called(read_turn(text, finished=True)) == text
-    assert read_turn(text, finished=False) == {"role": "assistant", "content": text}
-
-
-def test_an_answer_ends() -> None:
-    assert read_turn(ANSWER, finished=True) == read_turn(ANSWER, finished=False)
-    assert read_turn(ANSWER, finished=True) == {"role": "assistant", "content": ANSWER}
-
-
-@pytest.mark.parametrize("as_tensor", [False, True])
-def test_the_parser_reads_generated_tokens(as_tensor: bool) -> None:
-    tokenizer = load_processor("tiny").tokenizer
-    install_parser(tokenizer)
-
-    def parse(text: str) -> dict:
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return tokenizer.parse_response(torch.tensor(ids) if as_tensor else ids)
-
-    assert tokenizer.response_template
-    for text in (*SEARCHES, *BROKEN):
-        assert called(parse(f"{text}<|im_end|>")) == text == parse(f"{text}<|im_end|><|endoftext|>")["content"]
-        assert called(parse(text)) is None
-    assert called(parse(f"{ANSWER}<|im_end|>")) is None
+@torch.no_grad()
+def plainly(policy: Policy, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities and entropies of a row's tokens after its prompt, by the whole model with its picture."""
+    ids, picture = torch.tensor([row.ids]), None
+    for question in QUESTIONS:
+        seen = policy.processor.image_processor(images=[question.scene().picture], return_tensors="pt")
+        found = policy.decoder.network.model.get_image_features(**seen).pooler_output[0]
+        picture = seen if torch.allclose(found, row.features, atol=1e-5) else picture
+    kinds = (ids == policy.processor.image_token_id).int()
+    logps = (
+        policy.model(input_ids=ids, mm_token_type_ids=kinds, **picture).logits[0, row.prompt - 1 : -1].log_softmax(-1)
+    )
+    own = logps.gather(1, ids[0, row.prompt :, None])[:, 0]
+    return own, -(logps.exp() * logps).sum(-1)

@@ -33,13 +33,12 @@ from typing import Any
 
 from PIL import Image
 
-from mmsr.answers import exact_match
 from mmsr.env import MAX_TURNS, SearchEnv, Tools, Trajectory, TurnRecord, first_messages
 from mmsr.files import Journal, fill, read_rows, total_usage, write_json, write_rows
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.protocol import UNABLE, Prompts, sanitise
-from mmsr.reward import Judge
+from mmsr.reward import Judge, exact_match
 from mmsr.rollout import answer_directly
 from mmsr.task import Asked, FileQuestion, Task
 from mmsr.teacher import FunnelError, Player, recall
@@ -211,7 +210,7 @@ def play_all(questions: Sequence[Asked], player: Player, tools: Tools, preset: P
             task = Task.of(question)
         except ValueError as error:
             raise ToolError(str(error)) from None
-        env = SearchEnv(tools, preset.prompts, {task.id: task})
+        env = SearchEnv(tools, preset.prompts, task)
         return {"trajectory": player.play(question, task, env).as_dict()}
 
     told = time.monotonic()
@@ -279,9 +278,9 @@ def keep_right(answers: Mapping[str, Answered], judge: Judge | None, judged: Jou
 
 def ask_all(questions: Sequence[Asked], policy: Policy, preset: Preset, base: Journal) -> dict[str, Answered]:
     """What the base answers without any tool: the knowledge boundary."""
-    for wave in waves(questions, BATCHES * preset.eval_batch):
+    for wave in waves(questions, BATCHES * preset.rollout_rows):
         if any(question.id not in base for question in wave):
-            answers = answer_directly(policy, [Task.of(q) for q in wave], preset.prompts, preset.eval_batch)
+            answers = answer_directly(policy, [Task.of(q) for q in wave], preset.prompts, preset.rollout_rows)
             for question, answer in zip(wave, answers):
                 base.add(question.id, {"answer": sanitise(answer)})
     return {question.id: Answered(question, base[question.id]["answer"]) for question in questions}

@@ -1,13 +1,11 @@
 """SearchEnv: one episode of question, tools and answer, with the full trajectory kept (paper §3.1).
 
-    env = SearchEnv(tools, prompts, tasks)
-    env.reset(task_id="test-0-3")
+    env = SearchEnv(tools, prompts, task)
     observation = env.step("<reason>…</reason>\\n<img_search>the flag on the left</img_search>")
     env.trajectory            # turns, boxes, pages, scores, time
 
 At most one image search and ten tool calls. A turn that breaks the protocol is told so and the episode goes on, but it
-is counted, and the reward's format part sees it. The same class is TRL's environment: `step` is its one tool, taking
-the whole turn, so that no other parser than the protocol's reads what the policy wrote.
+is counted, and the reward's format part sees it.
 """
 
 from __future__ import annotations
@@ -116,45 +114,23 @@ class Trajectory:
 
 
 class SearchEnv:
-    """The episode. `tasks` maps identifiers to tasks; `reset` picks one, as TRL does with a row of its dataset.
-
-    `on_turn` is told of each turn that was played, with its record and its number from 1.
-    """
+    """The episode of one task. `on_turn` is told of each turn played, with its record and its number from 1."""
 
     def __init__(
         self,
         tools: Tools,
         prompts: Prompts,
-        tasks: Mapping[str, Task],
+        task: Task,
         rules: Rules = Rules(),
         on_turn: Callable[[TurnRecord, int], None] = lambda record, number: None,
     ):
-        self._tools, self._prompts, self._tasks, self._rules, self._on_turn = tools, prompts, tasks, rules, on_turn
-        self._trajectory, self._fatal = Trajectory(""), None
-
-    @property
-    def trajectory(self) -> Trajectory:
-        """The episode so far.
-
-        Raises the FatalToolError that `step` ended with: TRL would go on, but the reward, which reads this, ends it.
-        """
-        if self._fatal:
-            raise self._fatal
-        return self._trajectory
-
-    def reset(self, task_id: str, **_: object) -> None:
-        """Begin the episode of one task; other columns of a dataset's row are let pass."""
-        self._task = self._tasks[task_id]
-        self._trajectory, self._fatal = Trajectory(task_id), None
+        self.task, self.trajectory = task, Trajectory(task.id)
+        self._tools, self._prompts, self._rules, self._on_turn = tools, prompts, rules, on_turn
 
     def step(self, turn: str) -> str:
-        """Play one turn of the policy and give back what it reads next.
+        """Play one turn of the policy, its whole text as generated, and give back what it reads next.
 
-        Args:
-            turn: The whole text of the turn, as generated.
-
-        Returns:
-            The observation, or nothing where the episode has ended.
+        That is nothing where the episode has ended. Raises FatalToolError.
         """
         done = self.trajectory
         if done.end:
@@ -205,7 +181,7 @@ class SearchEnv:
         record = TurnRecord(text, "img_search", content, error=self._out_of_budget("img_search"))
         if record.error:
             return self._refusal(record)
-        picture = self._task.picture
+        picture = self.task.picture
         if action.box:
             record.box = clamp(self._tools.to_picture(action.box, picture), picture)
         elif action.expression:
@@ -215,12 +191,8 @@ class SearchEnv:
 
     def _observe(self, record: TurnRecord, engine, query, summariser: Summariser, follow_up: str) -> TurnRecord:
         """Ask an engine and write down what the policy gets to read."""
-        try:
-            summary = look_up(record, engine, query, summariser, self._task.question, self._rules.k)
-        except FatalToolError as error:
-            self._fatal = error  # a spent budget or a miss in replay ends the run; the policy cannot mend it
-            raise
-        prompt = follow_up.format(question=sanitise(self._task.question))
+        summary = look_up(record, engine, query, summariser, self.task.question, self._rules.k)
+        prompt = follow_up.format(question=sanitise(self.task.question))
         record.observation = render_observation(summary, prompt)
         return record
 
@@ -245,9 +217,3 @@ def look_up(record: TurnRecord, engine, query, summariser: Summariser, question:
 def first_messages(task: Task, prompts: Prompts) -> list[dict[str, Any]]:
     """The conversation before the policy's first turn: the picture and the question, which is outside text too."""
     return conversation(prompts.first_turn, question=task.question)
-
-
-def env_factory(tools: Tools, prompts: Prompts, tasks: Sequence[Task]) -> Callable[[], SearchEnv]:
-    """Makes environments over these tasks, as TRL wants them."""
-    by_id = {task.id: task for task in tasks}
-    return lambda: SearchEnv(tools, prompts, by_id)

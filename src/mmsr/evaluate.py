@@ -34,7 +34,7 @@ from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.protocol import conversation, render_observation
 from mmsr.reward import Judge, RewardWeights, evidence, score, verdicts
-from mmsr.rollout import Sampling, answer_directly, play
+from mmsr.rollout import Rewrite, Sampling, answer_directly, play
 from mmsr.stats import Interval, cluster_mean, cluster_ratio, harmonic_interval, mcnemar, paired_difference
 from mmsr.task import Asked, Task
 from mmsr.teacher import Teacher
@@ -80,7 +80,7 @@ def direct(policy: Policy, exam: Exam, preset: Preset) -> list[Trajectory]:
     """The base's answer without any tool."""
 
     def answer(tasks: list[Task]) -> list[Trajectory]:
-        said = answer_directly(policy, tasks, preset.prompts, preset.eval_batch)
+        said = answer_directly(policy, tasks, preset.prompts, preset.rollout_rows)
         return [_answered(task.id, [], text) for task, text in zip(tasks, said)]
 
     return exam.play(answer)
@@ -100,7 +100,7 @@ def rag(policy: Policy, exam: Exam, preset: Preset, tools: Tools) -> list[Trajec
             (task.picture, conversation(preset.prompts.rag, pages=pages, question=task.question))
             for task, (_, pages) in zip(tasks, searched)
         ]
-        said = policy.ask(asked, preset.eval_batch)
+        said = policy.ask(asked, preset.rollout_rows)
         return [_answered(task.id, turns, text) for task, (turns, _), text in zip(tasks, searched, said)]
 
     return exam.play(answer)
@@ -122,19 +122,18 @@ def agent(
     exam: Exam,
     preset: Preset,
     tools: Tools,
-    rewrite: Callable[[str, Task], str] = lambda text, task: text,
+    rewrite: Rewrite | None = None,
 ) -> list[Trajectory]:
     """A policy with the protocol and all tools, decoded greedily."""
-    sampling = Sampling(preset.new_tokens, batch_size=preset.eval_batch)
-    return exam.play(lambda tasks: play(policy, tasks, tools, preset.prompts, sampling, rewrite))
+    return exam.play(lambda tasks: play(policy, tasks, tools, preset.prompts, Sampling.of(preset), rewrite))
 
 
 def taught(exam: Exam, preset: Preset, tools: Tools) -> list[Trajectory]:
     """The scripted teacher on the world's questions."""
 
     def act(tasks: list[Task]) -> list[Trajectory]:
-        env = SearchEnv(tools, preset.prompts, {task.id: task for task in tasks})
-        return [Teacher().play(question, env) for question in exam.questions]
+        asked = {question.id: question for question in exam.questions}
+        return [Teacher().play(asked[task.id], SearchEnv(tools, preset.prompts, task)) for task in tasks]
 
     return exam.play(act)
 

@@ -1,9 +1,9 @@
-"""GRPO against the live tools (paper §3.4), with TRL's GRPOTrainer and SearchEnv as its environment.
+"""GRPO against the live tools (paper §3.4), with TRL's GRPOTrainer on the episodes of our own loop.
 
-    policy = train_grpo(policy, tasks, env_factory(tools, prompts, tasks), preset, folder, seed, RewardWeights())
+    policy = train_grpo(policy, tasks, tools, preset, folder, seed, RewardWeights())
 
 Paper's settings: 8 rollouts a question, advantage = reward − group mean (no standard deviation), KL 0.001, clip 0.2.
-TRL plays the episodes: with_trl.py says how, and what it overrides.
+rollout.py plays the episodes; with_trl.py hands them to TRL.
 """
 
 from __future__ import annotations
@@ -13,19 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value
-from datasets import Image as Picture
-from datasets import Sequence as Many
+from datasets import Dataset
 from trl import GRPOConfig
 
-from mmsr.env import MAX_TURNS, SearchEnv, Trajectory, first_messages
+from mmsr.env import Tools, Trajectory
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.reward import Judge, RewardWeights, scores
+from mmsr.rollout import Episode, Sampling, roll
 from mmsr.stats import Interval
 from mmsr.task import Task
-from mmsr.training import MESSAGES, StepCSV, quiet_trainers, train, training_arguments, typed
-from mmsr.with_trl import ThriftyTrainer, close, install_parser
+from mmsr.training import StepCSV, quiet_trainers, train, training_arguments
+from mmsr.with_trl import EpisodeTrainer
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
@@ -45,18 +44,13 @@ def grpo_config(preset: Preset, folder: Path, seed: int, kl: float) -> GRPOConfi
         loss_type="grpo",
         temperature=preset.temperature,
         max_completion_length=preset.completion_tokens,
-        max_tool_calling_iterations=MAX_TURNS,
         mask_truncated_completions=False,
-        generation_kwargs={"max_new_tokens": preset.new_tokens},
     )
 
 
-def as_rows(tasks: Sequence[Task], preset: Preset) -> Dataset:
-    """Rows as TRL reads them: the prompt, the picture, and the task's identifier for `SearchEnv.reset`."""
-    features = Features({"prompt": MESSAGES, "images": Many(Picture()), "task_id": Value("string")})
-    prompts = [typed(first_messages(task, preset.prompts)) for task in tasks]
-    rows = {"prompt": prompts, "images": [[t.picture] for t in tasks], "task_id": [t.id for t in tasks]}
-    return Dataset.from_dict(rows, features=features)
+def as_rows(tasks: Sequence[Task]) -> Dataset:
+    """Rows as TRL reads them. It asks for a prompt, and is given the identifier of the task."""
+    return Dataset.from_list([{"prompt": [{"role": "user", "content": task.id}]} for task in tasks])
 
 
 # --- rewards ----------------------------------------------------------------------------------------------------------
@@ -67,13 +61,12 @@ def reward_functions(
 ) -> tuple[list[Callable], list[float]]:
     """The reward, and beside it, with weight 0, the parts and habits that the CSV keeps a column of."""
 
-    def reward(environments: list[SearchEnv], completions: list[list[dict]], **_: Any) -> list[float]:
-        episodes = [close(environment, turns) for environment, turns in zip(environments, completions)]
-        return scores(episodes, [tasks[episode.task_id] for episode in episodes], weights, judge)
+    def reward(trajectory: list[Trajectory], **_: Any) -> list[float]:
+        return scores(trajectory, [tasks[episode.task_id] for episode in trajectory], weights, judge)
 
     def watch(name: str, measure: Callable[[Trajectory], float]) -> Callable:
-        def watched(environments: list[SearchEnv], **_: Any) -> list[float]:
-            return [measure(environment.trajectory) for environment in environments]
+        def watched(trajectory: list[Trajectory], **_: Any) -> list[float]:
+            return [measure(episode) for episode in trajectory]
 
         watched.__name__ = name
         return watched
@@ -93,7 +86,7 @@ def reward_functions(
 def train_grpo(
     policy: Policy,
     tasks: Sequence[Task],
-    new_env: Callable[[], SearchEnv],
+    tools: Tools,
     preset: Preset,
     folder: Path,
     seed: int,
@@ -106,17 +99,22 @@ def train_grpo(
     The adapter lands in `folder/adapter`, one row per step in `folder/grpo.csv`.
     """
     quiet_trainers()
-    install_parser(policy.tokenizer)
-    functions, shares = reward_functions({task.id: task for task in tasks}, weights or RewardWeights(), judge)
+    by_id, sampling = {task.id: task for task in tasks}, Sampling.of(preset, preset.temperature)
+
+    def play(names: Sequence[str], keys: Sequence[str]) -> list[Episode]:
+        return roll(policy, [by_id[name] for name in names], tools, preset.prompts, sampling, keys)
+
+    functions, shares = reward_functions(by_id, weights or RewardWeights(), judge)
     config = grpo_config(preset, folder, seed, kl)
     config.reward_weights = shares
-    trainer = ThriftyTrainer(
+    trainer = EpisodeTrainer(
+        policy,
+        play,
         model=policy.model,
         args=config,
         reward_funcs=functions,
-        train_dataset=as_rows(tasks, preset),
+        train_dataset=as_rows(tasks),
         processing_class=policy.processor,
-        environment_factory=new_env,
         callbacks=[StepCSV(folder / "grpo.csv")],
     )
     return train(trainer, policy, folder)

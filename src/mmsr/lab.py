@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate.utils import gather_object
 
 from mmsr.data import Built, build, load_examples
-from mmsr.env import Tools, env_factory
+from mmsr.env import Tools
 from mmsr.evaluate import Exam, agent, judge_rows
 from mmsr.grpo import train_grpo
 from mmsr.policy import Policy, load_policy
@@ -150,9 +150,8 @@ class Lab:
 
     def grpo(self, policy: Policy, weights: RewardWeights, kl: float) -> Policy:
         """GRPO on a policy that carries the cold start's adapter."""
-        new_env = env_factory(self.tools(policy), self.size.prompts, self.grpo_tasks)
-        folder = self.folder / "grpo"
-        return train_grpo(policy, self.grpo_tasks, new_env, self.size, folder, self.seed, weights, kl, self.judge)
+        tools, folder = self.tools(policy), self.folder / "grpo"
+        return train_grpo(policy, self.grpo_tasks, tools, self.size, folder, self.seed, weights, kl, self.judge)
 
     def validate(self, name: str, policy: Policy) -> list[dict]:
         """The rows of a policy on a few questions about validation countries, divided among the processes."""
@@ -172,7 +171,7 @@ class Lab:
             return Exam(tuple(make_questions("test", sample or self.size.eval_questions, self.seed)))
         from mmsr.benchmarks.registry import open_benchmark
 
-        return open_benchmark(benchmark, data_dir, sample, self.seed, self.size.eval_batch)
+        return open_benchmark(benchmark, data_dir, sample, self.seed, self.size.rollout_rows)
 
 
 # --- tools ------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ Boxes the model writes are in pixels of the picture after its processor's resizi
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import threading
 import warnings
@@ -35,6 +36,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
+from mmsr.decode import Conversation, Decoder, Row
 from mmsr.protocol import Box
 
 # transformers 5.23 warns of a name that it, PEFT and TRL still use themselves
@@ -172,50 +174,39 @@ class Policy:
         with self.base():
             return [answer.strip() for answer in self.generate(asked, max_new_tokens, batch_size=batch_size)]
 
-    def generate(
-        self,
-        conversations: Sequence[tuple[Image.Image | None, list[dict]]],
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        batch_size: int = 64,
-    ) -> list[str]:
-        """The next assistant turn of each conversation: its text, special tokens cut, in the order given.
+    def generate(self, conversations: Sequence[Conversation], max_new_tokens: int, batch_size: int = 64) -> list[str]:
+        """What the policy writes next in each conversation, greedily: (picture, messages) in, texts out, in order."""
+        with self.generating() as decoder:
+            rows = decoder.open(conversations, batch_size)
+            return decoder.write(rows, [max_new_tokens] * len(rows), 0.0, (), batch_size)
 
-        At temperature 0 decoding is greedy; otherwise sampling follows torch's global seed.
-        """
-        lengths = [sum(len(str(message["content"])) for message in messages) for _, messages in conversations]
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        texts: dict[int, str] = {}
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
+    @contextlib.contextmanager
+    def generating(self) -> Iterator[Decoder]:
+        """The decoder, in a block that has the policy to itself: LoRA merged where it can be, no gradients."""
+        training, bf16 = self.model.training, in_bf16(self.device)
+        with self._alone, torch.no_grad(), merged(self.model), torch.autocast(self.device.type, torch.bfloat16, bf16):
+            self.model.eval()
+            try:
+                yield self.decoder
+            finally:
+                self.model.train(training)
+
+    def read(self, row: Row, observation: str) -> None:
+        """What a tool gave back, appended to a row of the decoder's, and the opening of the next turn."""
+        with self._alone:
+            self.decoder.read(row, observation)
+
+    def replace_turn(self, row: Row, written: str, wanted: str) -> str:
+        """Put another text in the place of the turn that a row ends with, unless it is the same; the text."""
+        if wanted != written:
             with self._alone:
-                ids = self._generate_batch([conversations[i] for i in indices], max_new_tokens, temperature)
-                texts |= dict(zip(indices, self.tokenizer.batch_decode(ids, skip_special_tokens=True)))
-        return [texts[i] for i in range(len(lengths))]
+                self.decoder.replace_turn(row, wanted)
+        return wanted
 
-    @torch.no_grad()
-    def _generate_batch(self, batch: list, max_new_tokens: int, temperature: float) -> torch.Tensor:
-        render = self.processor.apply_chat_template
-        rendered = [render(messages, add_generation_prompt=True, tokenize=False) for _, messages in batch]
-        pictures = [[picture] for picture, _ in batch if picture is not None]
-        inputs = self.processor(
-            text=rendered, images=pictures or None, padding=True, padding_side="left", return_tensors="pt"
-        ).to(self.device)
-        training = self.model.training
-        self.model.eval()
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        sampling["repetition_penalty"] = 1.0  # Qwen's own 1.05 would count the pages read against copying from them
-        autocast = torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=in_bf16(self.device))
-        with merged(self.model), autocast:
-            output = self.model.generate(
-                **inputs,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=self.tokenizer.pad_token_id,
-                eos_token_id=self.tokenizer.eos_token_id,
-                **sampling,
-            )
-        self.model.train(training)
-        return output[:, inputs["input_ids"].shape[1] :]
+    @functools.cached_property
+    def decoder(self) -> Decoder:
+        """What reads and writes for this policy, and remembers its pictures."""
+        return Decoder(self.model, self.processor)
 
 
 def load_processor(name: str, revision: str | None = None, max_pixels: int | None = None) -> PictureProcessor:

@@ -63,7 +63,7 @@ class Preset:
     micro_batch: Count  # rollouts per backward pass
     completion_tokens: Count
     eval_questions: Count
-    eval_batch: Count
+    rollout_rows: Count
     ablation_questions: Count
     checkpoint_steps: Count
 

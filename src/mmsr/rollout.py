@@ -1,28 +1,56 @@
-"""Batched multi-turn rollouts for data, evaluation and ablation; GRPO rolls out with TRL, on the same SearchEnv.
+"""The one loop: a policy plays episodes, all of them abreast, in training, evaluation and ablation alike.
 
-trajectories = play(policy, tasks, tools, preset.prompts, Sampling(max_new_tokens=64))
-answers = answer_directly(policy, tasks, preset.prompts)        # the frozen base, without any tool
+    trajectories = play(policy, tasks, tools, preset.prompts, Sampling.of(preset))
+    episodes = roll(policy, tasks, tools, preset.prompts, Sampling.of(preset, temperature=1.0), keys)   # with tokens
+    answers = answer_directly(policy, tasks, preset.prompts)            # the frozen base, without any tool
+
+Turn by turn: every open episode writes a turn (decode.py keeps what was computed), the crops of all are grounded in one
+batch, their searches run side by side, and whoever has answered, broken the protocol three times or used up its tokens
+leaves at once. A turn that is cut off at its limit of tokens is a turn like any other: mostly a broken one.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from mmsr.decode import Row
 from mmsr.env import SearchEnv, Tools, Trajectory, TurnRecord, first_messages
 from mmsr.policy import Policy
+from mmsr.presets import Preset
 from mmsr.protocol import ImageSearch, Prompts, ProtocolError, Turn, conversation, parse_turn, render_turn
 from mmsr.task import Task
-from mmsr.tools.base import Grounder
+from mmsr.tools.base import Grounder, in_parallel
+
+Rewrite = Callable[[str, Task], str]
+OnTurn = Callable[[TurnRecord, int], None]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How turns are generated; temperature 0 is greedy."""
+    """Most tokens of a turn, of an episode after its prompt; rows at once; at temperature 0 the likeliest is taken."""
 
-    max_new_tokens: int
+    turn_tokens: int
+    episode_tokens: int
+    rows: int
     temperature: float = 0.0
-    batch_size: int = 64
+
+    @classmethod
+    def of(cls, preset: Preset, temperature: float = 0.0) -> Sampling:
+        return cls(preset.new_tokens, preset.completion_tokens, preset.rollout_rows, temperature)
+
+    def left(self, row: Row) -> int:
+        """Tokens that the next turn of an episode may have."""
+        return min(self.turn_tokens, self.episode_tokens - (len(row.ids) - row.prompt))
+
+
+@dataclass
+class Episode:
+    """What was played, and its tokens: `row.written` marks the policy's own, `row.logps` their log-probabilities."""
+
+    trajectory: Trajectory
+    row: Row
 
 
 def play(
@@ -31,30 +59,70 @@ def play(
     tools: Tools,
     prompts: Prompts,
     sampling: Sampling,
-    rewrite: Callable[[str, Task], str] = lambda text, task: text,
-    on_turn: Callable[[TurnRecord, int], None] = lambda record, number: None,
+    rewrite: Rewrite | None = None,
+    on_turn: OnTurn = lambda record, number: None,
 ) -> list[Trajectory]:
-    """Play every task to its end, all of them abreast, and return their trajectories in order.
+    """All tasks' trajectories, in order. `rewrite` may change a turn before it counts; `on_turn` hears of each."""
+    trajectories = []
+    for start in range(0, len(tasks), sampling.rows):  # an open episode keeps its cache: no more of them at once
+        some = tasks[start : start + sampling.rows]
+        keys = [task.id for task in some]
+        episodes = roll(policy, some, tools, prompts, sampling, keys, rewrite, on_turn)
+        trajectories += [episode.trajectory for episode in episodes]
+    return trajectories
 
-    `rewrite` may change a turn before it counts (the coordinate ablation does); `on_turn` is told of each one played.
+
+def roll(
+    policy: Policy,
+    tasks: Sequence[Task],
+    tools: Tools,
+    prompts: Prompts,
+    sampling: Sampling,
+    keys: Sequence[str],
+    rewrite: Rewrite | None = None,
+    on_turn: OnTurn = lambda record, number: None,
+) -> list[Episode]:
+    """Play every task to its end. What is sampled in an episode follows from its key alone, whoever answers first.
+
+    An episode's row ends with the last token that the policy wrote. Raises FatalToolError, as tools do.
     """
-    by_id = {task.id: task for task in tasks}
-    envs = [SearchEnv(tools, prompts, by_id, on_turn=on_turn) for _ in tasks]
-    conversations = [first_messages(task, prompts) for task in tasks]
-    for env, task in zip(envs, tasks):
-        env.reset(task.id)
+    envs = [SearchEnv(tools, prompts, task, on_turn=on_turn) for task in tasks]
+    with policy.generating() as decoder:
+        rows = decoder.open([(task.picture, first_messages(task, prompts)) for task in tasks], sampling.rows)
+    episodes = [Episode(env.trajectory, row) for env, row in zip(envs, rows)]
+    chances = [random.Random(key) for key in keys]
     active = list(range(len(tasks)))
     while active:
-        batch = [(tasks[i].picture, conversations[i]) for i in active]
-        texts = policy.generate(batch, sampling.max_new_tokens, sampling.temperature, sampling.batch_size)
-        texts = [rewrite(text, tasks[i]) for i, text in zip(active, texts)]
+        texts = write(policy, [rows[i] for i in active], [chances[i] for i in active], sampling)
+        if rewrite:
+            changed = [rewrite(text, tasks[i]) for i, text in zip(active, texts)]
+            texts = [policy.replace_turn(rows[i], *turn) for i, *turn in zip(active, texts, changed)]
         crops = [(tasks[i].picture, described_crop(text)) for i, text in zip(active, texts)]
         tools.grounder.locate_all([pair for pair in crops if pair[1]])  # in one batch: the environments ask one by one
-        for i, text in zip(active, texts):
-            observation = envs[i].step(text)
-            conversations[i] += [{"role": "assistant", "content": text}, {"role": "tool", "content": observation}]
-        active = [i for i in active if not envs[i].trajectory.end]
-    return [env.trajectory for env in envs]
+        turns = [(envs[i], text) for i, text in zip(active, texts)]
+        observations = in_parallel(lambda turn: turn[0].step(turn[1]), turns, tools.workers)
+        active = [i for i, seen in zip(active, observations) if goes_on(policy, episodes[i], seen, sampling)]
+    return episodes
+
+
+def write(policy: Policy, rows: Sequence[Row], chances: Sequence[random.Random], sampling: Sampling) -> list[str]:
+    """The next turn of every row, each drawn by its own chance."""
+    limits = [sampling.left(row) for row in rows]
+    draws = [[chance.random() for _ in range(limit)] for chance, limit in zip(chances, limits)]
+    with policy.generating() as decoder:
+        return decoder.write(rows, limits, sampling.temperature, draws, sampling.rows)
+
+
+def goes_on(policy: Policy, episode: Episode, observation: str, sampling: Sampling) -> bool:
+    """Whether an episode writes another turn, now that it has read what came back; else its row is closed."""
+    row, length = episode.row, len(episode.row.ids)
+    if not episode.trajectory.end:
+        policy.read(row, observation)
+        if sampling.left(row) > 0:
+            return True
+        row.rewind(length)  # what no turn is left to read is no part of it
+    row.cache = None
+    return False
 
 
 def described_crop(text: str) -> str:
@@ -66,7 +134,7 @@ def described_crop(text: str) -> str:
     return action.expression if isinstance(action, ImageSearch) else ""
 
 
-def as_coordinates(policy: Policy, grounder: Grounder) -> Callable[[str, Task], str]:
+def as_coordinates(policy: Policy, grounder: Grounder) -> Rewrite:
     """A rewriting that makes a described crop one by coordinates, in the policy's frame, as `grounder` gives them."""
 
     def rewrite(text: str, task: Task) -> str:
@@ -80,7 +148,7 @@ def as_coordinates(policy: Policy, grounder: Grounder) -> Callable[[str, Task], 
     return rewrite
 
 
-def answer_directly(policy: Policy, tasks: Sequence[Task], prompts: Prompts, batch_size: int = 64) -> list[str]:
+def answer_directly(policy: Policy, tasks: Sequence[Task], prompts: Prompts, batch_size: int) -> list[str]:
     """The frozen base's answers without any tool: the knowledge boundary, and the direct workflow."""
     asked = [(task.picture, conversation(prompts.direct, question=task.question)) for task in tasks]
     return policy.ask(asked, batch_size)

@@ -40,8 +40,7 @@ class Teacher:
     """Plays one question at a time, always in the same words: a small policy learns one way of saying it sooner."""
 
     def play(self, question: Question, env: SearchEnv) -> Trajectory:
-        """Play a question to its end in `env`, which holds its task, and return the trajectory."""
-        env.reset(question.id)
+        """Play a question to its end in `env`, the episode of its task, and return the trajectory."""
         self._env, self._world = env, load_world()
         if question.type == "visual":
             self._do(SEEN, Answer(self._look(question)))

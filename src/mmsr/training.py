@@ -115,9 +115,27 @@ def typed(messages: Sequence[dict]) -> list[dict]:
     return rows
 
 
+class Frozen(TrainerCallback):
+    """What is frozen is not differentiated.
+
+    For checkpointing that re-enters the graph, which this is not, trainers let gradients into the embeddings by hooks,
+    into the vision encoder's too.
+    """
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        for module in model.modules():
+            for key, hook in list(module._forward_hooks.items()):
+                if getattr(hook, "__name__", "") == "make_inputs_require_grads":
+                    del module._forward_hooks[key]
+
+
 def train(trainer: Trainer, policy: Policy, folder: Path) -> Policy:
     """Train from the last checkpoint in `folder` or from the start; the adapter lands in `folder/adapter`."""
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Frozen())
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:  # TRL makes LoRA bf16 on a 4-bit base, where small steps would leave no trace in it
+            weight.data = weight.data.float()
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     save_adapter(trainer, folder / "adapter")
     return Policy(trainer.model, policy.processor, policy.name)

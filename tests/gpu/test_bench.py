@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLConfig
 
-from mmsr.gpu import bench, fit
+from mmsr.gpu import against, bench, fit
 from mmsr.gpu.meter import LiveTensors
 from mmsr.policy import TINY_DIR, load_processor
 from mmsr.presets import get_preset
@@ -45,7 +45,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize(("stage", "phase"), [("sft", "update"), ("grpo", "update"), ("grpo", "rollout")])
 def test_measured_peaks_are_as_predicted(stage: str, phase: str, report: dict[str, Any]) -> None:
     peak = report[stage]["peaks"][phase]
-    assert peak["measured_bytes"] == pytest.approx(peak["predicted_bytes"], rel=TOLERANCE)
+    lora = fit.Memory(Qwen2_5_VLConfig.from_pretrained(TINY_DIR)).lora(SMALL.lora_r)
+    later = (
+        12 * lora if phase == "rollout" else 0
+    )  # gradients and moments, which the first step's rollouts have not yet
+    assert peak["measured_bytes"] == pytest.approx(peak["predicted_bytes"] - later, rel=TOLERANCE)
 
 
 def narrow_qwen() -> Qwen2_5_VLConfig:
@@ -72,7 +76,8 @@ def test_a_qwen_preset_goes_the_same_way_and_its_layers_weigh_as_predicted(monke
 
 def test_seconds_are_told_apart(report: dict[str, Any]) -> None:
     sft, grpo = report["sft"], report["grpo"]
-    assert set(sft["seconds"]) == {"update"} and set(grpo["seconds"]) == {"rollout", "tools", "update"}
+    parts = {"rollout", "prefill", "decode", "grounding", "tools", "reference", "update"}
+    assert set(sft["seconds"]) == {"update"} and set(grpo["seconds"]) == parts
     for stage in (sft, grpo):
         assert stage["steps"] == 1 and stage["seconds_per_step"] == pytest.approx(sum(stage["seconds"].values()))
         assert all(seconds > 0 for seconds in stage["seconds"].values())
@@ -85,8 +90,10 @@ def test_rollouts_search_and_answer(report: dict[str, Any]) -> None:
     written = sum(map(len, bench.written_turns(policy, SMALL.new_tokens)))
     assert shapes["update"]["rows"] == SMALL.micro_batch and shapes["rollout"]["rows"] == SMALL.generations
     assert shapes["rollout"]["positions"] > written + 2 * 40
-    assert shapes["rollout"]["patches"] == shapes["update"]["patches"] > 0  # a turn reads the picture anew
-    assert report["grpo"]["positions_per_step"].keys() >= {"rollout", "tools", "update", "reference"}
+    assert shapes["rollout"]["patches"] == shapes["update"]["patches"] == 0  # their features are kept
+    positions = report["grpo"]["positions_per_step"]
+    assert positions.keys() == {"prefill", "decode", "grounding", "update", "reference"}
+    assert positions["prefill"] + positions["decode"] < positions["update"]  # two rollouts read one prompt once
 
 
 def test_utilisation_counts_what_lora_saves(report: dict[str, Any]) -> None:
@@ -153,3 +160,32 @@ def test_a_model_too_large_is_refused_before_anything_is_made(
 def test_what_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["bench", *options]) == 2
     assert said in capsys.readouterr().err
+
+
+# --- against TRL ------------------------------------------------------------------------------------------------------
+
+
+def test_both_loops_are_measured_on_the_same_questions_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(against, "ROUNDS", 1)
+    monkeypatch.setattr("mmsr.training.in_bf16", lambda device: False)
+    sizes = {"grpo_questions": 1, "generations": 2, "micro_batch": 2}
+    monkeypatch.setattr(against, "get_preset", lambda name, more: get_preset(name, more | sizes))
+    real = against.make_questions
+    monkeypatch.setattr(against, "make_questions", lambda part, n, seed: real(part, min(n, 27), seed))
+    monkeypatch.setattr(against, "EVALUATED", {"tiny": 3, "layers12": 1})
+    found = against.against("tiny", 1)
+    stock, ours = found["grpo"]["stock"], found["grpo"]["ours"]
+    assert found["grpo"]["ratio"]["median"] == pytest.approx(stock["seconds_per_step"] / ours["seconds_per_step"])
+    assert found["evaluation"]["questions"] == 3 and found["evaluation"]["ratio"]["low"] > 0
+    assert {"rollout", "update", "reference"} <= stock["seconds"].keys() and "decode" in ours["seconds"]
+    read = {
+        name: sum(side["positions_per_step"][part] for part in parts)
+        for name, side, parts in (("stock", stock, ["rollout"]), ("ours", ours, ["prefill", "decode"]))
+    }
+    assert read["ours"] < read["stock"] and min(stock["peak_bytes"], ours["peak_bytes"]) > 2e7
+
+
+@pytest.mark.parametrize("options", [["--model", "qwen3b", "--against", "trl"], ["--model", "layers12"]])
+def test_what_is_for_the_comparison_alone(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", *options]) == 2
+    assert "--against takes the models tiny and layers12" in capsys.readouterr().err

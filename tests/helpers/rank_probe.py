@@ -20,7 +20,7 @@ MICRO = replace(get_preset("smoke"), name="micro", grpo_questions=1, new_tokens=
 real, seen, trainers = grpo.scores, [], []
 
 
-class Spy(grpo.ThriftyTrainer):
+class Spy(grpo.EpisodeTrainer):
     """The trainer, noting what each loss is computed from."""
 
     def __init__(self, *args, **kwargs):
@@ -40,7 +40,7 @@ def favouring_length(episodes, *args) -> list[float]:
 if __name__ == "__main__":
     run = Path(sys.argv[1])
     presets()["micro"] = MICRO
-    grpo.ThriftyTrainer, grpo.scores = Spy, favouring_length
+    grpo.EpisodeTrainer, grpo.scores = Spy, favouring_length
     code = cli.main(["grpo", "--preset", "micro", "--run", str(run), *sys.argv[2:]])
     weights = {n: p.detach().clone() for n, p in trainers[0].model.named_parameters() if ".default." in n}
     torch.save({"seen": seen, "weights": weights}, run / f"rank{os.environ['RANK']}.pt")

@@ -9,9 +9,9 @@ import random
 from dataclasses import asdict
 from pathlib import Path
 
-from mmsr.answers import exact_match
 from mmsr.env import Trajectory, TurnRecord
 from mmsr.evaluate import HABITS
+from mmsr.reward import exact_match
 from mmsr.stats import Interval, proportion
 from mmsr.world.questions import Question, make_questions
 from mmsr.world.snapshot import load_world

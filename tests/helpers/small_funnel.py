@@ -20,7 +20,7 @@ from mmsr.task import Asked
 from mmsr.teacher import Player, scripted
 from mmsr.world.questions import Question, make_questions
 
-PRESET = get_preset("smoke", {"eval_batch": 2, "data_examples": 12})
+PRESET = get_preset("smoke", {"rollout_rows": 2, "data_examples": 12})
 
 
 @functools.cache

@@ -62,9 +62,7 @@ def environment(
         to_picture=lambda b, picture: tuple(round(v * 2) for v in b),
     )
     told = {"on_turn": on_turn} if on_turn else {}
-    env = SearchEnv(tools, PROMPTS, {"t": TASK}, Rules(**rules), **told)
-    env.reset("t", another_column=1)
-    return env
+    return SearchEnv(tools, PROMPTS, TASK, Rules(**rules), **told)
 
 
 def turn(action: Action) -> str:

@@ -170,8 +170,7 @@ def test_its_crop_is_what_an_episode_searches(loaded: Loaded) -> None:
     task, tools = Task.of(question), open_tools(preset, tiny())
     relative = [v / side for v, side in zip(question.box, task.picture.size * 2)]
     grounder = known(loaded, (0.7, relative))
-    env = SearchEnv(replace(tools, grounder=grounder), preset.prompts, {task.id: task})
-    env.reset(task.id)
+    env = SearchEnv(replace(tools, grounder=grounder), preset.prompts, task)
     env.step("<reason>Whose is it?</reason><img_search>the flag</img_search>")
     (turn,) = env.trajectory.turns
     assert not turn.error and turn.box == enlarge(question.box, task.picture) and turn.hits

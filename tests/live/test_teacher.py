@@ -67,7 +67,7 @@ def scripts() -> dict[str, Trajectory]:
     teacher, found = Teacher(), {}
     for question in questions():
         task = Task.of(question)
-        env = SearchEnv(tools(), PRESET.prompts, {task.id: task})
+        env = SearchEnv(tools(), PRESET.prompts, task)
         found["data:image/jpeg;base64," + base64_jpeg(task.picture)] = teacher.play(question, env)
     return found
 
@@ -125,7 +125,7 @@ def test_it_plays_the_protocol_on_its_own_prompts(web: LocalWeb, tmp_path: Path)
     task = Task.of(question)
     door = Door("record", tmp_path / "calls")
     policys = {"after_image": "The policy looks.", "after_text": "The policy reads."}
-    env = SearchEnv(tools(), replace(PRESET.prompts, **policys), {task.id: task})
+    env = SearchEnv(tools(), replace(PRESET.prompts, **policys), task)
     played = LLMTeacher(chat(web.url, door=door), seed=7).play(task, env)
     scripted = scripts()["data:image/jpeg;base64," + base64_jpeg(task.picture)]
     assert [(t.text, t.hits, t.error) for t in played.turns] == [(t.text, t.hits, t.error) for t in scripted.turns]
@@ -148,7 +148,7 @@ def test_samples_of_one_task_are_told_apart(web: LocalWeb) -> None:
     task = Task.of(questions()[0])
     teacher = LLMTeacher(chat(web.url, temperature=0.7), seed=7)
     for sample in (0, 1):
-        teacher.play(task, SearchEnv(tools(), PRESET.prompts, {task.id: task}), sample)
+        teacher.play(task, SearchEnv(tools(), PRESET.prompts, task), sample)
     assert {(seen.json()["seed"], seen.json()["temperature"]) for seen in web.seen} == {(7, 0.7), (8, 0.7)}
 
 
@@ -161,7 +161,7 @@ def test_a_broken_turn_is_told_so(web: LocalWeb) -> None:
 
     web.play(model(stumbles))
     task = Task.of(questions()[0])
-    env = SearchEnv(tools(), PRESET.prompts, {task.id: task})
+    env = SearchEnv(tools(), PRESET.prompts, task)
     played = LLMTeacher(chat(web.url)).play(task, env)
     assert (played.end, played.answer, played.valid_turns, len(played.turns)) == ("answer", "Nairobi", 1, 3)
     for turn, seen in zip(played.turns, web.seen[1:]):
@@ -173,7 +173,7 @@ def test_a_broken_turn_is_told_so(web: LocalWeb) -> None:
 def test_a_model_that_never_ends_is_ended(text: str, web: LocalWeb) -> None:
     web.play(model(lambda request: text))
     task = Task.of(questions()[0])
-    env = SearchEnv(tools(), PRESET.prompts, {task.id: task})
+    env = SearchEnv(tools(), PRESET.prompts, task)
     played = LLMTeacher(chat(web.url)).play(task, env)
     assert played.end == "broken" and len(web.seen) == len(played.turns) <= 13
 
@@ -181,7 +181,7 @@ def test_a_model_that_never_ends_is_ended(text: str, web: LocalWeb) -> None:
 def test_a_spent_budget_ends_the_episode_loudly(web: LocalWeb) -> None:
     web.play(model(plays_well))
     task = Task.of(next(q for q in questions() if q.type == "one_hop"))
-    env = SearchEnv(tools(), PRESET.prompts, {task.id: task})
+    env = SearchEnv(tools(), PRESET.prompts, task)
     with pytest.raises(BudgetSpent):
         LLMTeacher(chat(web.url, door=Door(budget=Budget(calls=1)))).play(task, env)
 

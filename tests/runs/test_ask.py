@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from mmsr import rollout
 from mmsr.env import TurnRecord
 from mmsr.policy import add_lora, load_policy
 from mmsr.runs import UsageError
 from mmsr.runs import command as cli
-from mmsr.runs.ask import SHIPPED, ask, find_agent, printable, read_file, turn_text
+from mmsr.runs.ask import SHIPPED, _run_settings, ask, find_agent, printable, read_file, turn_text
 from mmsr.task import Task
 from mmsr.world.questions import make_questions
 from mmsr.world.snapshot import load_world
@@ -50,15 +51,16 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The policy's turns are TURNS, and its boxes the left flag; all else is as ever."""
-    turns = iter(TURNS)
+    turns, write = iter(TURNS), rollout.write
 
-    def generate(self, conversations, max_new_tokens, *args, **kwargs) -> list[str]:
-        ((picture, messages),) = conversations
-        if "locate" in str(messages[-1]["content"]):
-            return [",".join(map(str, self.to_frame((40, 120, 280, 280), picture)))]
-        return [next(turns)]
+    def boxes(self, conversations, *args, **kwargs) -> list[str]:
+        return [",".join(map(str, self.to_frame((40, 120, 280, 280), picture))) for picture, _ in conversations]
 
-    monkeypatch.setattr("mmsr.policy.Policy.generate", generate)
+    def written(policy, rows, *args) -> list[str]:
+        return [policy.replace_turn(row, text, next(turns)) for row, text in zip(rows, write(policy, rows, *args))]
+
+    monkeypatch.setattr("mmsr.policy.Policy.generate", boxes)
+    monkeypatch.setattr("mmsr.rollout.write", written)
 
 
 def test_an_episode_is_told_turn_by_turn_and_drawn(
@@ -100,6 +102,14 @@ def test_a_run_gives_its_agent_and_its_preset(adapter: Path, tmp_path: Path) -> 
     (run / "grpo" / "adapter").symlink_to(adapter)
     assert find_agent("tiny", run=run, given={"policy": "tiny"}).adapter == run / "grpo" / "adapter"
     assert find_agent("qwen7b").adapter is None  # the base, prompted
+
+
+def test_a_run_may_lie_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Path("/lone")  # directly under the root: there are no notebooks two floors above it
+    told = {"preset": "tiny", "notebooks": {"01": {"parameters": {"sizes": {"policy": "none", "new_tokens": 9}}}}}
+    monkeypatch.setattr(Path, "exists", lambda path: path == run / "state.json")
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: json.dumps(told))
+    assert _run_settings(run) == ("tiny", {"policy": "none", "new_tokens": 9})
 
 
 def test_the_shipped_agent_speaks_the_protocol_on_a_picture_of_its_world() -> None:
@@ -148,6 +158,8 @@ def test_what_cannot_be_asked_is_said(
     assert "no preset 'huge'" in refused(capsys, str(flags), "What?", "--preset", "huge")
     assert "is no folder of LoRA weights" in refused(capsys, str(flags), "What?", "--adapter", str(tmp_path))
     assert "neither state.json nor manifest.json" in refused(capsys, str(flags), "What?", "--run", str(tmp_path))
+    (tmp_path / "state.json").write_text("{")
+    assert "state.json is broken: give the agent's" in refused(capsys, str(flags), "What?", "--run", str(tmp_path))
     assert "no parameter 'serch'" in refused(capsys, str(flags), "What?", *good, "-p", "serch=serper")
     assert "read_pages must be true or false" in refused(capsys, str(flags), "What?", *good, "-p", "read_pages=maybe")
     monkeypatch.delenv("SERPER_API_KEY", raising=False)

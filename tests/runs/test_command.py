@@ -24,6 +24,7 @@ from mmsr.stats import Interval
 
 COMMANDS = (
     "run",
+    "check",
     "table",
     "compare",
     "contrast",

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from mmsr.files import write_json
 from mmsr.results import WORKFLOWS, record_metrics
 from mmsr.runs.compare import compare, table
 from mmsr.stats import Interval
@@ -31,18 +30,6 @@ def test_a_difference_in_the_last_digit_or_the_interval_is_found(pair: tuple[Pat
         "y: 1.0 and 1.000000000000001",
         "z: missing and 1.0",
     ]
-
-
-def test_tolerances_are_each_metrics_own(pair: tuple[Path, Path]) -> None:
-    record_metrics(pair[1], {"x": Interval(0.53, 0.4, 0.7, 10), "y": 1.05})
-    assert len(compare(*pair)) == 2
-    write_json(pair[1] / "tolerances.json", {"x": 0.04, "y": 0.04})
-    assert [line[0] for line in compare(*pair)] == ["y"]
-    write_json(pair[0] / "tolerances.json", {"x": 0.1, "y": 0.1})  # the first run's come first
-    assert compare(*pair) == []
-    write_json(pair[0] / "tolerances.json", {"w": 1})
-    with pytest.raises(ValueError, match="neither run has: w"):
-        compare(*pair)
 
 
 def test_table_shows_a_dash_for_what_is_missing(tmp_path: Path) -> None:

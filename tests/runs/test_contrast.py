@@ -67,5 +67,10 @@ def test_runs_that_cannot_be_paired_are_refused(tmp_path: Path, rows: list[dict]
         contrast([a], [b])
     with pytest.raises(ValueError, match="there are 1 and 2"):
         contrast([a], [a, a])
+    empty, other = saved(tmp_path / "empty", []), saved(tmp_path / "other", [{**rows[0], "workflow": "mine"}])
+    for without in (empty, other):
+        for pair in ([a, without], [without, a]):
+            with pytest.raises(ValueError, match="no workflow in common: run notebook 04 into both"):
+                contrast(pair[:1], pair[1:])
     with pytest.raises(FileNotFoundError, match="run notebook 04 first"):
         contrast([a], [tmp_path / "none"])

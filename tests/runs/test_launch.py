@@ -19,7 +19,7 @@ from torch.nn.functional import cosine_similarity
 
 from mmsr.ablation import oracle
 from mmsr.data import Example, load_examples, save_examples, to_messages
-from mmsr.env import env_factory
+from mmsr.env import SearchEnv
 from mmsr.lab import open_tools
 from mmsr.policy import load_policy
 from mmsr.presets import get_preset
@@ -42,8 +42,7 @@ def build_data(run: Path) -> Path:
     questions = [q for q in make_questions("train", 60, seed=61) if q.type in ("fact", "one_hop")]
     questions = questions[: 2 * PRESET.sft_batch]
     tools = replace(open_tools(PRESET, tiny()), grounder=oracle(questions))
-    env = env_factory(tools, PRESET.prompts, [Task.of(q) for q in questions])()
-    played = [(q, Teacher().play(q, env)) for q in questions]
+    played = [(q, Teacher().play(q, SearchEnv(tools, PRESET.prompts, Task.of(q)))) for q in questions]
     examples = [Example(q, "search_required", to_messages(q, t, PRESET.prompts)) for q, t in played]
     save_examples(examples, run / "data", {})
     return run

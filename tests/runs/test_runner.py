@@ -136,6 +136,8 @@ def test_kernel_is_this_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert Path(cwd) == tmp_path / "notebooks"
     assert environment["HF_HUB_OFFLINE"] == "1" and environment["PYTHONHASHSEED"] == "0"
     assert environment["TOKENIZERS_PARALLELISM"] == "false" and environment["MPLBACKEND"] == "agg"
+    manifest = json.loads((tmp_path / "papermill_runs" / "r" / "manifest.json").read_text())
+    assert manifest["pins"].items() <= environment.items()
 
 
 def test_only_the_shipped_policy_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +146,17 @@ def test_only_the_shipped_policy_is_offline(monkeypatch: pytest.MonkeyPatch) -> 
         assert "HF_HUB_OFFLINE" not in runner._environment(preset, {"outside": outside})
     assert runner._environment("tiny", {})["HF_HUB_OFFLINE"] == "1"
     assert Path(runner._environment("tiny", {})["PYTHONPATH"]).is_absolute()  # the kernel starts in another folder
+
+
+def test_pins_that_are_given_hold_in_the_kernel_and_are_named(tmp_path: Path) -> None:
+    look = "import json, torch\nfrom pathlib import Path\n(Path(run_dir) / 'seen').write_text(json.dumps("
+    write(tmp_path, "01_look", OURS, look + "[torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()]))")
+    folder = go(tmp_path, pins={"OMP_NUM_THREADS": "3", "ATEN_CPU_CAPABILITY": "default"})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    seen = json.loads((folder / "seen").read_text())
+    assert seen == [manifest["device"]["threads"], manifest["device"]["used"]]
+    if manifest["pins"]:  # there is AVX2 and no GPU
+        assert seen == [3, "DEFAULT"] and manifest["pins"]["OMP_NUM_THREADS"] == "3"
 
 
 # --- refused before anything starts -----------------------------------------------------------------------------------
@@ -218,6 +231,15 @@ def test_a_kernel_that_dies_is_a_failure(tmp_path: Path) -> None:
     write(tmp_path, "01_dies", OURS, "import os\nos._exit(9)")
     with pytest.raises(RunFailed, match=r"01_dies, cell \[3\] \(import os\) failed: .*[Kk]ernel"):
         go(tmp_path)
+
+
+def test_a_broken_state_is_one_sentence(root: Path) -> None:
+    folder = root / "papermill_runs" / "r"
+    folder.mkdir(parents=True)
+    for broken in ("{", "[]", '{"preset": "tiny"}'):
+        (folder / "state.json").write_text(broken)
+        with pytest.raises(UsageError, match=r"state\.json is broken: delete .*r and begin that run again\.$"):
+            go(root)
 
 
 # --- interrupted ------------------------------------------------------------------------------------------------------

@@ -16,12 +16,12 @@ from typing import Any
 
 import typer
 
-from mmsr.answers import exact_match
 from mmsr.base.lessons import UNKNOWN
 from mmsr.base.reading import fact_of, marked, pages_of
 from mmsr.base.relays import LOOK_AT, LOOK_UP, SAY, Relays
 from mmsr.files import write_json
 from mmsr.policy import Policy, load_policy
+from mmsr.reward import exact_match
 from mmsr.tools.ground import BaseGrounder, iou
 from mmsr.world.questions import ABOUT_COUNTRY, Question, make_questions
 from mmsr.world.relations import RELATIONS

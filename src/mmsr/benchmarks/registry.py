@@ -19,12 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmsr.answers import exact_match
 from mmsr.benchmarks import readers
 from mmsr.benchmarks import scores as rules
 from mmsr.benchmarks.files import BenchmarkError, BenchmarkItem, Draft, settle
 from mmsr.presets import ASSETS
-from mmsr.reward import LABELS, Label
+from mmsr.reward import LABELS, Label, exact_match
 from mmsr.stats import Interval, cluster_mean, cluster_ratio, harmonic_interval
 from mmsr.task import FileQuestion
 

@@ -3,7 +3,7 @@
     mmsr bench --model qwen7b --steps 3 --out bench.json
 
 Training is `train_sft` and `train_grpo` as they are. A model of random weights would never write a turn, so in rollouts
-it is made to write given ones; searches run, and the next turn reads what they found.
+it is made to write given ones; searches run, and the next turn reads what they found. `--against trl` is in against.py.
 
 Utilisation (`mfu`) is the arithmetic that LoRA training needs over what the device could do in that time: a frozen
 weight takes 2 operations a position forwards and 2 backwards. `mfu_6n` counts the 6·N of full training, as others
@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import sys
 import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -31,10 +31,11 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from mmsr.ablation import needing_crop, oracle
 from mmsr.data import Example, to_messages
-from mmsr.env import SearchEnv, env_factory
+from mmsr.decode import Decoder, Row
+from mmsr.env import SearchEnv, Tools
 from mmsr.gpu.device import device, versions
 from mmsr.gpu.fit import GIB, PATCH, PUBLISHED, ROLLOUT, STAGES, UPDATE, Memory, Stage, memory_of, plan
-from mmsr.gpu.meter import REFERENCE, TOOLS, Meter
+from mmsr.gpu.meter import DECODE, GROUNDING, PREFILL, REFERENCE, TOOLS, Meter
 from mmsr.grpo import train_grpo
 from mmsr.lab import open_tools
 from mmsr.policy import TINY_DIR, Policy, add_lora, best_device, load_processor
@@ -110,53 +111,84 @@ def measure(stage: Stage, preset: Preset, memory: Memory, flops: float, steps: i
 def sft(policy: Policy, questions: Sequence[Question], size: Preset, folder: Path, _: Meter) -> None:
     """On the scripted teacher's episodes, with the gold boxes for its crops."""
     tools = replace(open_tools(size, policy), grounder=oracle(questions))
-    env, teacher = env_factory(tools, size.prompts, [Task.of(question) for question in questions])(), Teacher()
-    episodes = [to_messages(question, teacher.play(question, env), size.prompts) for question in questions]
-    examples = [Example(question, "search_required", episode) for question, episode in zip(questions, episodes)]
+    episodes = [Teacher().play(q, SearchEnv(tools, size.prompts, Task.of(q))) for q in questions]
+    told = [to_messages(question, episode, size.prompts) for question, episode in zip(questions, episodes)]
+    examples = [Example(question, "search_required", messages) for question, messages in zip(questions, told)]
     train_sft(policy, examples, [question.draw() for question in questions], size, folder, SEED)
 
 
 def grpo(policy: Policy, questions: Sequence[Question], size: Preset, folder: Path, meter: Meter) -> None:
-    """On episodes of the written turns; what an environment does counts as tools, grounding by the base included."""
-
-    class TimedEnv(SearchEnv):
-        step = meter.phase(TOOLS)(SearchEnv.step)
-
-    policy.model.meter, policy.model.turns = meter, written_turns(policy, size.new_tokens)
+    """On episodes of the written turns."""
+    turns = written_turns(policy, size.new_tokens)
     policy = add_lora(policy, size.lora_r, size.lora_alpha)
-    tasks = {question.id: Task.of(question) for question in questions}
-    new_env = functools.partial(TimedEnv, open_tools(size, policy), size.prompts, tasks)
-    train_grpo(policy, list(tasks.values()), new_env, size, folder, SEED)
+    policy.decoder = Steered(policy.model, policy.processor, turns)
+    our_grpo(policy, [Task.of(question) for question in questions], size, folder, meter)
 
 
-class WritingForConditionalGeneration(Qwen2_5_VLForConditionalGeneration):
-    """Samples as it would, but in rollouts every row is left one word to sample: the next of one of `turns`.
+def our_grpo(policy: Policy, tasks: Sequence[Task], size: Preset, folder: Path, meter: Meter) -> None:
+    """GRPO by our own loop, its parts told apart."""
+    with metered(meter, policy.decoder):
+        train_grpo(policy, tasks, metered_tools(meter, open_tools(size, policy)), size, folder, SEED)
 
-    All rollouts of a step write the same turn at the same time, and their prefix grows; where it is short again, new
-    rollouts have begun. What it generates for tools is its own.
-    """
 
-    meter: Meter
-    turns: Sequence[list[int]]
-    longest = written = 0
+class Steered(Decoder):
+    """Writes given turns, one after the other, where it samples; all the work of sampling is done, and thrown away."""
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        if self.meter.current == TOOLS:
-            return super().generate(*args, **kwargs)
-        length = kwargs["input_ids"].shape[1]
-        self.written = self.written + 1 if length > self.longest else 0
-        self.longest = length
-        turn = self.turns[min(self.written, len(self.turns) - 1)]
-        with self.meter.phase(ROLLOUT):
-            forced = {"prefix_allowed_tokens_fn": lambda row, ids: [turn[len(ids) - length]]}
-            return super().generate(*args, **kwargs, **forced)
+    def __init__(self, model: Any, processor: Any, turns: Sequence[Sequence[int]]):
+        super().__init__(model, processor)
+        self.turns = turns
+
+    def write(self, rows: Sequence[Row], limits: Sequence[int], temperature: float, draws: Any, size: int) -> list[str]:
+        if temperature:
+            ended = [sum(own and i == self.tokenizer.eos_token_id for i, own in zip(r.ids, r.written)) for r in rows]
+            draws = [self.turns[min(number, len(self.turns) - 1)] for number in ended]
+            limits = [min(limit, len(turn)) for limit, turn in zip(limits, draws)]
+        return super().write(rows, limits, temperature, draws, size)
+
+    def _choose(self, states: torch.Tensor, temperature: float, draws: Any) -> tuple[list[int], list[float]]:
+        if draws is None:
+            return super()._choose(states, temperature, None)
+        _, logps = super()._choose(states, temperature, [0.5] * len(draws))
+        return [int(token) for token in draws], logps
+
+
+@contextlib.contextmanager
+def metered(meter: Meter, decoder: Decoder) -> Iterator[None]:
+    """Tell the decoder's work apart in this block, but for what a grounder asks it."""
+    states, write, opened = decoder._states, decoder.write, decoder.open
+
+    def within(phase: str, work: Callable, *given: Any) -> Any:
+        with meter.phase(GROUNDING if meter.current == GROUNDING else phase):
+            return work(*given)
+
+    def counted(rows: Sequence[Row], *given: Any) -> list[str]:
+        before = sum(len(row.ids) for row in rows)
+        texts = within(ROLLOUT, write, rows, *given)
+        phase = GROUNDING if meter.current == GROUNDING else ROLLOUT
+        meter.written[phase] += sum(len(row.ids) for row in rows) - before
+        return texts
+
+    decoder._states = lambda embeds, *rest: within(PREFILL if embeds.shape[1] > 1 else DECODE, states, embeds, *rest)
+    decoder.write, decoder.open = counted, lambda *given: within(ROLLOUT, opened, *given)
+    try:
+        yield
+    finally:
+        for name in ("_states", "write", "open"):
+            delattr(decoder, name)
+
+
+def metered_tools(meter: Meter, tools: Tools) -> Tools:
+    """The tools, grounding told from searching."""
+    locate, locate_all = (meter.phase(GROUNDING)(f) for f in (tools.grounder.locate, tools.grounder.locate_all))
+    text, image = (SimpleNamespace(search=meter.phase(TOOLS)(engine.search)) for engine in (tools.text, tools.image))
+    return replace(tools, text=text, image=image, grounder=SimpleNamespace(locate=locate, locate_all=locate_all))
 
 
 def random_policy(config: Qwen2_5_VLConfig, preset: Preset) -> Policy:
     """A policy in bf16 on the GPU if there is one, with the tiny base's tokenizer."""
     torch.manual_seed(SEED)
     with best_device():  # a copy, for a trainer changes its model's configuration
-        model = WritingForConditionalGeneration._from_config(copy.deepcopy(config), dtype=torch.bfloat16)
+        model = Qwen2_5_VLForConditionalGeneration._from_config(copy.deepcopy(config), dtype=torch.bfloat16)
     processor = load_processor("tiny")
     if preset.max_pixels:
         processor.image_processor.patch_size = PATCH
@@ -196,7 +228,7 @@ def speed(meter: Meter, weights: dict[str, int], flops: float) -> dict[str, Any]
     """
     seconds, positions, steps = meter.seconds, meter.positions, meter.steps
     matrices, head, vision = (2 * weights[part] for part in ("matrices", "head", "vision"))
-    scored = {**positions, ROLLOUT: meter.rows[ROLLOUT]}
+    scored = positions | {kind: meter.rows[kind] for kind in (ROLLOUT, PREFILL, DECODE)}  # a row's last position alone
     forward = Counter(
         {kind: matrices * positions[kind] + head * scored[kind] + vision * meter.patches[kind] for kind in positions}
     )
@@ -206,25 +238,32 @@ def speed(meter: Meter, weights: dict[str, int], flops: float) -> dict[str, Any]
         return {"tokens_per_second": positions[UPDATE] / taken, "mfu": operations / (taken * flops)}
 
     updates = forward[UPDATE] + forward[REFERENCE] + backward
+    rollout = seconds[ROLLOUT] + seconds[PREFILL] + seconds[DECODE]
     return {
         "seconds_per_step": seconds.total() / steps,
         "seconds": {kind: value / steps for kind, value in seconds.items()},
         "positions_per_step": {kind: value / steps for kind, value in positions.items()},
         **rates(forward.total() + backward, seconds.total()),
         "update": rates(updates, seconds[UPDATE]) | {"mfu_6n": rates(3 * backward, seconds[UPDATE])["mfu"]},
-    } | ({"rollout": {"new_tokens_per_second": meter.rows[ROLLOUT] / seconds[ROLLOUT]}} if seconds[ROLLOUT] else {})
+    } | ({"rollout": {"new_tokens_per_second": meter.written[ROLLOUT] / rollout}} if rollout else {})
 
 
 def peaks(stage: Stage, meter: Meter, memory: Memory, size: Preset) -> dict[str, Any]:
     """Bytes at the highest, by phase: measured, and what the arithmetic says for the same shapes."""
     rows, micro = size.sft_batch if stage == "sft" else size.grpo_questions * size.generations, meter.shapes[UPDATE]
-    step = replace(meter.shapes.get(ROLLOUT, micro), patches=rows * micro.patches // micro.rows)
+    if stage == "grpo":  # a group of rows is a pass there, and several of them are differentiated together
+        written = meter.written[ROLLOUT] // meter.steps // rows
+        micro = replace(micro, rows=min(size.micro_batch, rows), written=min(size.micro_batch, rows) * written)
+    shapes = {UPDATE: micro, ROLLOUT: meter.shapes.get(DECODE, micro)}
+    within = {UPDATE: (UPDATE, REFERENCE), ROLLOUT: (ROLLOUT, PREFILL, DECODE)}
+    patches = meter.patches[ROLLOUT] // meter.steps or rows * micro.patches // micro.rows  # of a step's pictures
+    step = replace(shapes[ROLLOUT], rows=rows, patches=patches)
     return {
         phase: {
-            "measured_bytes": meter.peaks[phase],
+            "measured_bytes": max(meter.peaks[part] for part in within[phase]),
             "predicted_bytes": sum(terms.values()),
             "predicted_terms": terms,
-            "shape": asdict(meter.shapes[phase]),
+            "shape": asdict(shapes[phase]),
         }
         for phase, terms in memory.phases(stage, size, step, micro, cpu=not torch.cuda.is_available()).items()
     }

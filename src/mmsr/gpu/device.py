@@ -1,8 +1,33 @@
-"""The machine and the packages that a number was measured with, for a run's manifest and for `mmsr bench`."""
+"""The machine and the packages that a number was measured with, and what is pinned so that another gives its digits.
+
+Floating-point sums depend on their order, and the libraries choose it by processor. `PINS`, put into the environment
+of a process before it computes, takes that choice from them on an x86-64 processor with AVX2 and without a GPU:
+
+| pinned | of | what differs without it |
+|---|---|---|
+| OMP_NUM_THREADS, MKL_DYNAMIC | all | how a long sum is divided; MKL takes no more threads than there are cores |
+| ATEN_CPU_CAPABILITY | PyTorch | softmax, SiLU, layer norm, attention, AdamW, normal numbers: width of a vector |
+| ONEDNN_MAX_CPU_ISA | oneDNN | GELU and the convolution that cuts a picture into patches |
+| OPENBLAS_CORETYPE | NumPy | cosines of the picture search |
+| MKL_CBWR | MKL | every matrix product of the policy: into how many blocks its sums are cut |
+
+The last holds among Intel's processors: on others MKL takes AVX2 for AUTO, its own choice there. COMPATIBLE alone is
+promised to be the same on all, at 3.3 times the seconds of the tiny policy's forward and backward pass: not the rule,
+but what the smoke reference is made with. With it, 79 of 82 digests of the policy's operations are the same on an AMD
+EPYC with AVX2 (torch 2.13) and an Intel Xeon with AVX-512 and AMX (torch 2.11), its logits, loss and gradients among
+them; unfused AdamW's square root and NumPy's exp in fp64 are not. Without it 37 differ, from the first product on
+(papermill_runs/measured/digits). The other pins cost nothing that could be measured on the EPYC. What already stands in
+the environment stays.
+https://intel.com/content/www/us/en/docs/onemkl/developer-guide-linux/2025-1/get-started-with-conditional-num-reproducibility.html
+
+    python -m mmsr.gpu.device                       # the pins, packages and device of this process, as JSON
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import platform
 import re
 from pathlib import Path
@@ -11,6 +36,14 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "numpy", "pillow", "bm25s", "papermill")
+PINS = {
+    "OMP_NUM_THREADS": "2",
+    "MKL_DYNAMIC": "FALSE",
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+    "MKL_CBWR": "AVX2",
+}
 
 
 def versions() -> dict[str, str]:
@@ -18,10 +51,33 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
+def pins() -> dict[str, str]:
+    """What is pinned on this machine, by the user or by us: nothing beside a GPU or on a processor without AVX2."""
+    able = torch.cpu.get_capabilities().get("avx2") and not torch.cuda.is_available()
+    return {name: os.environ.get(name) or value for name, value in PINS.items()} if able else {}
+
+
+def pin() -> None:
+    """Pin this process, which has computed nothing yet. OpenMP has read its threads by now, so PyTorch is told."""
+    if found := pins():
+        os.environ.update(found)
+        torch.set_num_threads(int(found["OMP_NUM_THREADS"].split(",")[0]))
+
+
 def device() -> dict[str, Any]:
-    """The processor, its threads, and the GPU's name where there is one."""
+    """The processor, the largest vectors it has and those that this process uses, threads, the GPU's name if any."""
     info = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else []
-    cpu = models[0].strip() if models else platform.processor() or platform.machine()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu}
+    able = torch.cpu.get_capabilities()
+    best = "AVX512" if able.get("avx512_f") else "AVX2" if able.get("avx2") else able["architecture"]
+    return {
+        "cpu": models[0].strip() if models else platform.processor() or platform.machine(),
+        "best": best,
+        "used": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps({"packages": versions(), "device": device(), "pins": pins()}))

@@ -2,11 +2,15 @@
 
     mmsr fit --preset qwen7b --gpu-gb 24 [--json]
     fit(get_preset("qwen7b"), 24)["grpo"]["changes"]                                # what to give up
+    fit(get_preset("qwen7b"), 24)["run"]                                            # the command that does so
     memory_of("Qwen/Qwen2.5-VL-7B-Instruct").update(Pass(1, 5000, patches=2048))    # bytes by term
 
 Lengths are the longest that the preset's budgets allow, for it is the longest batch that runs out of memory. GRPO's
-peak lies in its rollouts: TRL generates all of a step together and reads their whole prefixes again at every turn. The
-factors are for bf16 with checkpointing, read off the tensors alive in a step; tests/gpu holds them to measured peaks.
+peak mostly lies in the last turn of its rollouts (decode.py): every open row of the step keeps its keys and values from
+turn to turn, and `rollout_rows` of them write at a time, on a copy. What comes before is smaller and not counted: the
+vision encoder and the prompts, when no row has read a page yet; crops, which are located in an episode's first turns;
+the reference's pass, an update without gradients. The factors are for bf16 with checkpointing, read off the tensors
+alive in a step; tests/gpu holds them to measured peaks.
 """
 
 from __future__ import annotations
@@ -23,6 +27,8 @@ import torch
 from jinja2 import Template
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from mmsr.decode import PICTURES
+from mmsr.env import MAX_TURNS
 from mmsr.policy import TINY_DIR
 from mmsr.presets import ASSETS, Preset, presets
 
@@ -37,6 +43,7 @@ CHARACTERS_PER_TOKEN = 3.5  # English in Qwen's tokens; a little low, so that le
 SEARCHES, TURN_TOKENS = 3, 150  # of the teacher's longest episode, which SFT learns
 COMPLETIONS = (6144, 4096)  # shorter ones; with fewer than three searches and their results an agent cannot work
 
+GROUP = 8  # rows of a GRPO update that are computed together: with_trl.ROWS, named here to leave TRL unloaded
 PATCH = 14  # pixels; two by two patches make a token
 TILE = (4096, 32768)  # positions and words of TRL's fused head (trl.kernels.chunked_logprob)
 FOLD = 29  # bytes a cell by which a CPU, without Triton, folds a tile: seven fp32 copies and a mask
@@ -58,12 +65,14 @@ class Pass:
     """A forward pass: rows of so many positions, padding included, and the patches of all their pictures.
 
     `padded`: rows differ in length, so an attention mask is built, of `square` cells. `tokens`: positions in all rows.
+    `written`: how many of them the head sees; all where it is None.
     """
 
     rows: int
     positions: int
     patches: int
     padded: bool = True
+    written: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -108,47 +117,66 @@ class Memory:
         saved = 2 * matrices - round(matrices * NF4) if four_bit else 0
         return {"weights": 2 * self.weights["total"] - saved, "LoRA and AdamW": self.lora(r) * (18 + 4 * reference)}
 
-    def update(self, shape: Pass, cpu: bool = False) -> dict[str, int]:
-        """What a forward and backward pass holds at its peak, beside what stays.
+    def update(self, shape: Pass, cpu: bool = False, group: int | None = None) -> dict[str, int]:
+        """What a forward and backward pass holds at its peak, beside what stays; `group` rows go through together.
 
         Checkpoints are the inputs of every layer, and of the vision blocks, frozen as they are. The logits of a batch
         are never whole: TRL's head works in tiles. With a mask, keys and values are repeated for every head.
         """
-        hidden, tokens, rows = self.hidden, shape.tokens, min(shape.tokens, TILE[0])
+        hidden, seen = self.hidden, shape.tokens if shape.written is None else shape.written
+        scored = min(seen, TILE[0])
         repeated = 4 * (hidden - self.kv) if shape.padded else 0
-        folding = FOLD * rows * min(TILE[1], self.words) if cpu else 0
+        folding = FOLD * scored * min(TILE[1], self.words) if cpu else 0
         kept = {
-            "checkpoints": tokens * 2 * hidden * (self.layers + 1),
+            "checkpoints": shape.tokens * 2 * hidden * (self.layers + 1),
             "pictures": shape.patches * 2 * self.vision.hidden_size * (self.vision.depth + 1),
             "attention mask": shape.square,
         }
+        tokens = min(shape.rows, group or shape.rows) * shape.positions
         moments = {
             "one layer backwards": tokens * (33 * hidden + 4 * self.kv + 14 * self.inner + repeated) + 2 * shape.square,
-            "logits, in tiles": 2 * rows * TILE[1] + folding + 12 * tokens * hidden,  # and all states and gradients
+            "logits, in tiles": 2 * scored * TILE[1] + folding + 12 * seen * hidden,  # and their states and gradients
         }
         return kept | _largest(moments)
 
-    def rollout(self, shape: Pass) -> dict[str, int]:
-        """What generating a turn holds at its peak, beside what stays; TRL computes LoRA in fp32 there."""
-        mlp, attention = 12 * self.hidden + 12 * self.inner, 24 * self.hidden + 2 * shape.positions * shape.padded
+    def rollout(self, step: Pass, writing: int, read: int) -> dict[str, int]:
+        """What the last turn of the longest episodes holds at its peak, beside what stays.
+
+        All rows of the `step` hold their keys and values; those `writing` have a copy with room for the turn. First
+        `read` tokens of each pass a layer at once, and its keys and values are repeated for every head; later a quarter
+        of the rows has ended, and what the others hold is copied once more.
+        """
+        cache, columns, new = 4 * self.kv * self.layers, writing * step.positions, writing * read
+        mask = new * step.positions
         moments = {
-            "one layer forwards": shape.tokens * max(mlp, attention),
-            "vision encoder": shape.patches * 36 * self.vision.hidden_size + self.pixels(shape.patches) // 2,
-            "logits of a word": 18 * shape.rows * self.words,
+            "one layer forwards": new * (12 * self.hidden + 8 * self.inner) + mask,
+            "all heads' keys and values": columns * 4 * self.hidden + new * 10 * self.hidden + 3 * mask,
+            "rows that go on": writing * 3 // 4 * step.positions * cache,
         }
-        kept = {"keys and values": shape.tokens * 4 * self.kv * self.layers, "attention mask": shape.square}
+        kept = {"keys and values": step.tokens * cache, "those of rows that write": columns * cache}
         return kept | _largest(moments)
 
     def pixels(self, patches: int) -> int:
         """Of pictures as the processor hands them over, in fp32: three colours, twice, as for two frames of a video."""
         return 4 * patches * 3 * 2 * self.vision.patch_size**2
 
+    def features(self, preset: Preset, patches: int) -> int:
+        """Of the pictures that the decoder remembers, so many patches each; four of them make a token."""
+        pictures = min(PICTURES, preset.grpo_questions * preset.grpo_steps)
+        return pictures * patches // 4 * 2 * self.hidden
+
     def phases(self, stage: Stage, preset: Preset, step: Pass, micro: Pass, cpu: bool) -> dict[str, dict[str, int]]:
-        """Bytes by term at the highest of each phase: `step` has all rows at once, `micro` those of a backward pass."""
+        """Bytes by term at the highest of each phase: `step` has all rows at once, `micro` those of a backward pass.
+
+        GRPO's update takes pictures as features, and needs neither the vision encoder nor a mask.
+        """
         stays = self.static(preset.lora_r, preset.four_bit, reference=stage == "grpo")
-        stays["pixels"] = self.pixels(step.patches)
-        rollout = {ROLLOUT: stays | self.rollout(step)} if stage == "grpo" else {}
-        return {UPDATE: stays | self.update(micro, cpu)} | rollout
+        if stage == "sft":
+            return {UPDATE: stays | {"pixels": self.pixels(step.patches)} | self.update(micro, cpu)}
+        stays["features of pictures"] = self.features(preset, step.patches // step.rows)
+        update = self.update(replace(micro, patches=0, padded=False), cpu, GROUP)
+        rollout = self.rollout(step, min(step.rows, preset.rollout_rows), read_at_once(preset))
+        return {UPDATE: stays | update, ROLLOUT: stays | rollout}
 
 
 def _largest(moments: dict[str, int]) -> dict[str, int]:
@@ -166,16 +194,27 @@ def memory_of(policy: str) -> Memory:
     return Memory(published_config(policy))
 
 
+def prompt_tokens(text: str) -> int:
+    """Of a prompt, with what is filled in and the marks of a turn."""
+    return round(len(text) / CHARACTERS_PER_TOKEN) + 50
+
+
+def read_at_once(preset: Preset) -> int:
+    """Tokens of the longest observation, and of the prompt that follows it."""
+    return preset.observation_tokens + prompt_tokens(preset.prompts.after_text)
+
+
 def longest(stage: Stage, preset: Preset) -> tuple[Pass, Pass]:
-    """All rows of a step at once, as GRPO's rollouts go, and one micro-batch of its update, at their longest."""
+    """All rows of a step, and those of one backward pass, at their longest."""
     patches = preset.max_pixels // PATCH**2
-    prompts = preset.prompts.first_turn, preset.prompts.after_text
-    turn, follow_up = (round(len(text) / CHARACTERS_PER_TOKEN) + 50 for text in prompts)
-    taught = SEARCHES * (preset.observation_tokens + follow_up) + (SEARCHES + 1) * TURN_TOKENS
-    rollouts = preset.grpo_questions * preset.generations
-    rows, written = (preset.sft_batch, taught) if stage == "sft" else (rollouts, preset.completion_tokens)
-    positions, few = turn + patches // 4 + written, min(rows, preset.micro_batch)
-    return Pass(rows, positions, rows * patches), Pass(few, positions, few * patches, few > 1)
+    prompt = prompt_tokens(preset.prompts.first_turn) + patches // 4
+    if stage == "sft":
+        rows, positions = preset.sft_batch, prompt + SEARCHES * read_at_once(preset) + (SEARCHES + 1) * TURN_TOKENS
+        few = min(rows, preset.micro_batch)
+        return Pass(rows, positions, rows * patches), Pass(few, positions, few * patches, few > 1)
+    rows, positions = preset.grpo_questions * preset.generations, prompt + preset.completion_tokens
+    few, written = min(rows, preset.micro_batch), min(preset.completion_tokens, MAX_TURNS * preset.new_tokens)
+    return Pass(rows, positions, rows * patches), Pass(few, positions, 0, padded=False, written=few * written)
 
 
 def needed(stage: Stage, preset: Preset, cpu: bool = False) -> dict[str, int]:
@@ -194,18 +233,19 @@ def plan(
 ) -> tuple[Preset, dict[str, Any]]:
     """The settings nearest to the preset that fit into `capacity` bytes or, where none do, the leanest; what they take.
 
-    The last of the choices are given up first; fewer rows a backward pass cost nothing.
+    The last of the choices are given up first. Fewer rows at once, in rollouts and in a backward pass, cost time and
+    change nothing but rounding. Then comes the base in 4 bits, then half of a picture's pixels: these change a little
+    what the policy is and sees. The paper's batch of questions, from which every step's gradient is taken, is halved
+    only after them; shorter episodes come last, for with fewer searches it is another task that is learnt.
     """
     grpo, shorter = stage == "grpo", [length for length in COMPLETIONS if length < preset.completion_tokens]
-    questions, rows = (  # the number, its half, and so on down to 1
-        [size >> times for times in range(size.bit_length())] for size in (preset.grpo_questions, preset.micro_batch)
-    )
     choices = {
         "completion_tokens": [preset.completion_tokens, *(shorter if grpo else [])],
+        "grpo_questions": halves(preset.grpo_questions) if grpo else [preset.grpo_questions],
         "max_pixels": [preset.max_pixels, preset.max_pixels // 2],
         "four_bit": [False, True] if four_bit and not preset.four_bit else [preset.four_bit],
-        "grpo_questions": questions if grpo else questions[:1],
-        "micro_batch": rows,
+        "rollout_rows": halves(preset.rollout_rows) if grpo else [preset.rollout_rows],
+        "micro_batch": halves(preset.micro_batch),
     }
     for values in itertools.product(*choices.values()):
         settings = replace(preset, **dict(zip(choices, values)))
@@ -217,15 +257,35 @@ def plan(
     return settings, {"fits": peak <= capacity, "peak_bytes": peak, "terms_bytes": terms, "changes": changes}
 
 
+def halves(size: int) -> list[int]:
+    """A number, its half, and so on down to 1."""
+    return [size >> times for times in range(size.bit_length())]
+
+
 def fit(preset: Preset, gpu_gb: float) -> dict[str, Any]:
-    """What SFT and GRPO take on a GPU of `gpu_gb` GiB, in bytes, and what of the preset must change for it.
+    """What SFT and GRPO take on a GPU of `gpu_gb` GiB, in bytes, what of the preset must change, and the `run` for it.
 
     Raises ValueError for a policy of unknown sizes.
     """
     memory, usable = memory_of(preset.policy), round(USABLE * gpu_gb * GIB)
     weights = memory.weights | {"lora": memory.lora(preset.lora_r)}
     found = {"preset": preset.name, "policy": preset.policy, "weights": weights, "usable_bytes": usable}
-    return found | {stage: plan(stage, preset, usable)[1] for stage in STAGES}
+    plans = {stage: plan(stage, preset, usable)[1] for stage in STAGES}
+    return found | plans | {"run": run_command(preset.name, plans)}
+
+
+def run_command(preset: str, plans: dict[Stage, dict[str, Any]]) -> str:
+    """The run of all stages that fit; nothing where SFT, which comes first, does not.
+
+    A run has one value of a setting: where stages differ it is the leaner, which fits both.
+    """
+    fitting = list(itertools.takewhile(lambda stage: plans[stage]["fits"], STAGES))
+    values: dict[str, Any] = {}
+    for key, change in (pair for stage in fitting for pair in plans[stage]["changes"].items()):
+        values[key] = min(change["to"], values.get(key, change["to"]))  # a base is changed to 4 bits, never from them
+    settings = "".join(f" -p {key}={str(value).lower()}" for key, value in values.items())
+    notebooks = "" if len(fitting) == len(STAGES) else " 01 02"
+    return f"mmsr run{notebooks} --preset {preset}{settings}" if fitting else ""
 
 
 def as_table(found: dict[str, Any], gpu_gb: float) -> str:

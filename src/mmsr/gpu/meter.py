@@ -26,7 +26,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from mmsr.gpu.fit import UPDATE, Pass
 
-TOOLS = "tools"
+TOOLS, GROUNDING = "tools", "grounding"
+PREFILL, DECODE = "prefill", "decode"  # of a rollout: many new tokens of a row at once, or one
 REFERENCE = "reference"  # passes of an update without a gradient: log-probabilities of the frozen adapter
 
 
@@ -82,18 +83,21 @@ class LiveTensors(TorchDispatchMode):
 class Meter(contextlib.ExitStack):
     """Watches a training of `model`, in a block.
 
-    By phase: seconds, positions and rows that passed the decoder, patches that passed the vision encoder, of `steps`
-    optimiser steps; peaks, in bytes; shapes, the largest pass (while bytes are counted).
+    By phase: seconds, positions and rows that passed the decoder, patches that passed the vision encoder, tokens
+    written in rollouts, of `steps` optimiser steps; peaks, in bytes; shapes, the largest pass, what it has in its cache
+    included (while bytes are counted).
     """
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration):
         super().__init__()
-        self.seconds, self.positions, self.rows, self.patches = self._counts = [Counter() for _ in range(4)]
+        self._counts = [Counter() for _ in range(5)]
+        self.seconds, self.positions, self.rows, self.patches, self.written = self._counts
         self.peaks, self.shapes, self.steps, self.current = Counter(), {}, -1, UPDATE
         self._pictures = 0  # patches that the encoder has seen for the pass to come
         for hook in (
             model.model.visual.register_forward_pre_hook(self._on_encoder, with_kwargs=True),
             model.model.language_model.register_forward_pre_hook(self._on_decoder, with_kwargs=True),
+            model.model.language_model.register_forward_hook(lambda *_: self._after_decoder()),
             register_optimizer_step_post_hook(lambda *_: self._end_step()),
         ):
             self.callback(hook.remove)
@@ -134,16 +138,23 @@ class Meter(contextlib.ExitStack):
     def _kind(self) -> str:
         return REFERENCE if self.current == UPDATE and not torch.is_grad_enabled() else self.current
 
+    def _after_decoder(self) -> None:
+        if self.current == REFERENCE:
+            self._switch(UPDATE)
+
     def _on_encoder(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._pictures = int(kwargs["grid_thw"].prod(-1).sum())
         self.patches[self._kind()] += self._pictures
 
     def _on_decoder(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         kind, (rows, positions) = self._kind(), kwargs["inputs_embeds"].shape[:2]
+        if kind == REFERENCE:
+            self._switch(kind)
         self.positions[kind] += rows * positions
         self.rows[kind] += rows
-        if self._bytes and (kind not in self.shapes or rows * positions > self.shapes[kind].tokens):
-            mask = kwargs.get("attention_mask")  # of every pair of positions, made by `generate`, or of padded rows
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        columns = positions + (cache.get_seq_length() if cache is not None else 0)
+        if self._bytes and (kind not in self.shapes or rows * columns > self.shapes[kind].tokens):
             padded = mask["full_attention"] is not None if isinstance(mask, dict) else not (mask is None or mask.all())
-            self.shapes[kind] = Pass(rows, positions, self._pictures, bool(padded))
+            self.shapes[kind] = Pass(rows, columns, self._pictures, bool(padded))
         self._pictures = 0

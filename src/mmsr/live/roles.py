@@ -19,13 +19,12 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from mmsr.answers import exact_match
 from mmsr.env import SearchEnv, Trajectory, TurnRecord
 from mmsr.live.door import Door
 from mmsr.live.models import Chat, ChatModel
 from mmsr.presets import read_prompt
 from mmsr.protocol import sanitise
-from mmsr.reward import LABELS, Label, Verdict
+from mmsr.reward import LABELS, Label, Verdict, exact_match
 from mmsr.task import Asked, Task
 from mmsr.teacher import Player
 from mmsr.tools.base import Hit, Summariser, ToolError, in_parallel
@@ -120,14 +119,11 @@ class Shortened:
     def summarise(self, question: str, query: str, hits: Sequence[Hit]) -> str:
         """The summary as far as it fits."""
         text = self.summariser.summarise(question, query, hits)
-        if self.count_tokens(text) <= self.budget:
-            return text
+        cuts = [text]
         for unit in (r"(?<=[.!?])\s+", r"\s+"):
             parts = re.split(unit, text)
-            for n in range(len(parts) - 1, 0, -1):
-                if self.count_tokens(kept := " ".join(parts[:n])) <= self.budget:
-                    return kept
-        return ""
+            cuts += [" ".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+        return next((cut for cut in cuts if self.count_tokens(cut) <= self.budget), "")
 
 
 def label_field(chat: Chat, question: Asked) -> str:
@@ -155,7 +151,6 @@ class LLMTeacher:
 
     def play(self, task: Task, env: SearchEnv, sample: int = 0) -> Trajectory:
         """Play a task to its end in `env`, which holds it; `sample` tells repeated episodes of one task apart."""
-        env.reset(task.id)
         question = sanitise(task.question)
         first = {"type": "text", "text": turn_prompt(question)}
         messages = [{"role": "user", "content": [{"type": "image", "image": task.picture}, first]}]

@@ -5,8 +5,7 @@
     who = find_agent("tiny")                                # the shipped agent; or of a run, or an adapter's folder
     played = ask(who, Task("ask", question, read_file(path), golds=()), tell=print)
 
-Offline it searches the flags and pages of the world and nothing else; with the keys of `live.outside.Outside` it
-searches the web. Everything printed comes from a model or from outside, so it is printed without control characters.
+Offline it searches the flags and pages of the world and nothing else; with the keys of `live.outside.Outside`, the web.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from transformers.utils import logging
 
 from mmsr.env import Trajectory, TurnRecord
 from mmsr.lab import open_tools
-from mmsr.live.outside import Outside, connect
+from mmsr.live.outside import Outside, connect, settings
 from mmsr.policy import TINY_DIR, load_policy
 from mmsr.presets import Preset
 from mmsr.rollout import Sampling, play
 from mmsr.runs import UsageError, refusing
-from mmsr.runs.parameters import SETTINGS, settings_of, sort
+from mmsr.runs.parameters import SETTINGS, sort
 from mmsr.show.look import TAGS
 from mmsr.show.transcript import blocks, facts
 from mmsr.show.viewer import html_page
@@ -63,7 +62,7 @@ def find_agent(
     kept, sizes = _run_settings(run) if run else ("tiny", {})
     with refusing(ValueError):
         asked = sort(given or {}, SETTINGS)
-        size, outside = settings_of(preset or kept, asked | {"sizes": sizes | asked.get("sizes", {})})
+        size, outside = settings(preset or kept, sizes | asked.get("sizes", {}), asked.get("outside"))
     if run and not adapter:
         adapter = next((place for stage in ("grpo", "sft") if (place := run / stage / "adapter").is_dir()), None)
         if adapter is None:
@@ -89,13 +88,17 @@ def _run_settings(run: Path) -> tuple[str, dict[str, Any]]:
     file = next((run / name for name in ("state.json", "manifest.json") if (run / name).exists()), None)
     if file is None:
         raise UsageError(f"{run} is not the folder of a run: it has neither state.json nor manifest.json.")
-    state, sizes = json.loads(file.read_text(encoding="utf-8")), {}
-    for record in state["notebooks"].values():
-        sizes |= record["parameters"].get("sizes", {})
-    folder = run.resolve().parents[1] / "notebooks" / sizes.get("policy", "")
+    try:
+        state, sizes = json.loads(file.read_text(encoding="utf-8")), {}
+        for record in state["notebooks"].values():
+            sizes |= record["parameters"].get("sizes", {})
+        preset = state["preset"]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise UsageError(f"{file} is broken: give the agent's LoRA weights with --adapter, and --preset.") from None
+    folder = run.resolve().parent.parent / "notebooks" / sizes.get("policy", "")
     if "policy" in sizes and folder.is_dir():
         sizes["policy"] = str(folder)
-    return state["preset"], sizes
+    return preset, sizes
 
 
 def read_file(path: Path) -> Image.Image:
@@ -127,9 +130,10 @@ def ask(agent: Agent, task: Task, tell: Callable[[str], None] = lambda text: Non
             policy.frame(picture)
         tools = open_tools(size, policy, connection)
         tell(f"{printable(task.question)}\n")
-        began, sampling = time.perf_counter(), Sampling(size.new_tokens)
+        began, sampling = time.perf_counter(), Sampling.of(size)
         [played] = play(policy, [task], tools, size.prompts, sampling, on_turn=lambda *turn: tell(turn_text(*turn)))
-    answer = printable(played.answer) if played.end == "answer" else "none: too many turns broke the protocol"
+    why = "too many turns broke the protocol" if played.end else "its tokens were used up"
+    answer = printable(played.answer) if played.end == "answer" else f"none: {why}"
     took = [*facts({"trajectory": played.as_dict()}), f"{time.perf_counter() - began:.1f} s"]
     tell(f"Answer: {answer}\n{', '.join(took)}")
     return played
@@ -165,5 +169,5 @@ def _labelled(label: str, text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which could command a terminal; lines stay lines."""
+    """A model's or a page's text without control characters, which could command a terminal; lines stay lines."""
     return "".join(c if c.isprintable() or c == "\n" else " " * c.isspace() for c in text)

@@ -90,12 +90,11 @@ def parameters(pairs: Sequence[str]) -> dict[str, str]:
 
 def _run(options: Options) -> None:
     given, root = parameters(options.parameters), repository()
+    from mmsr.runs.compare import table
     from mmsr.runs.runner import run
 
     folder = run(options.notebooks, options.preset, options.name, options.seed, given, root, options.fresh)
-    print()
-    _read(Options(action="table", runs=[folder]))
-    print(f"\nFigures: {os.path.relpath(folder / 'figures')}")
+    print(f"\n{table(folder)}\n\nFigures: {os.path.relpath(folder / 'figures')}")
 
 
 def _read(options: Options) -> int:
@@ -114,8 +113,25 @@ def _read(options: Options) -> int:
     return 1 if options.action == "compare" and found else 0
 
 
+def _check(options: Options) -> int:
+    """Run the reference again; 1 where a digit differs, with what else does."""
+    root = repository()
+    from mmsr.runs.check import again, misses, surroundings
+
+    here, there = again(options.preset, root)
+    if not (found := misses(here, there)):
+        print(f"\n{os.path.relpath(here)} agrees with {os.path.relpath(there)} to the last digit.")
+        return 0
+    print(f"\nDigits of {os.path.relpath(here)} and {os.path.relpath(there)} that differ:", *found, sep="\n  ")
+    print("\nSurroundings that differ:", *(surroundings(here, there) or ["none that the manifests tell"]), sep="\n  ")
+    return 1
+
+
 def _train(options: Options) -> None:
     given, root = parameters(options.parameters), repository()
+    from mmsr.gpu.device import pin
+
+    pin()  # as the notebooks' kernels are: before anything is loaded that computes
     from mmsr.runs.launch import launch
 
     launch(options.action, options.preset, options.run, options.seed, given, root)
@@ -153,6 +169,10 @@ def _bench(options: Options) -> None:
     from mmsr.files import write_json
     from mmsr.gpu.bench import BenchError, bench
 
+    if (options.model == "layers12") != bool(options.against) and options.model != "tiny":
+        raise UsageError("--against takes the models tiny and layers12, and layers12 is for --against.")
+    if options.against:
+        from mmsr.gpu.against import against as bench
     try:
         report = bench(options.model, options.steps)
     except BenchError as error:
@@ -192,6 +212,7 @@ def _serve(options: Options) -> None:
         serve(world, LocalTextSearch(world), LocalImageSearch(world), port=options.port)
 
 
-DOES = {"run": _run, "sft": _train, "grpo": _train, "ask": _ask, "fit": _fit, "bench": _bench, "serve": _serve}
+DOES = {"run": _run, "check": _check, "ask": _ask, "fit": _fit, "bench": _bench, "serve": _serve}
+DOES |= dict.fromkeys(("sft", "grpo"), _train)
 DOES |= dict.fromkeys(("table", "contrast", "compare"), _read)
 DOES |= dict.fromkeys(("replay", "export", "import", "stats"), _replay)

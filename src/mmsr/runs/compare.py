@@ -11,7 +11,6 @@ of other questions, not of another training: so give it several pairs of runs, e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,23 +25,11 @@ Differences = Mapping[str, Mapping[str, Interval]]  # by workflow and name; none
 
 
 def compare(a: Path, b: Path) -> list[str]:
-    """Where two runs differ, a sentence for each metric but time and memory.
-
-    A metric may differ by its tolerance in `a`'s or else `b`'s `tolerances.json`, where there is such a file; without
-    one it must be equal to the last digit, interval and n included. Raises ValueError for a tolerance of no metric.
-    """
+    """Where two runs differ, a sentence for each metric but time and memory: to the last digit, interval and n, too."""
     first, second = read_metrics(a), read_metrics(b)
-    files = [folder / "tolerances.json" for folder in (a, b) if (folder / "tolerances.json").exists()]
-    tolerances = json.loads(files[0].read_text(encoding="utf-8")) if files else {}
-    if unknown := sorted(set(tolerances) - set(first) - set(second)):
-        raise ValueError(f"There are tolerances for metrics that neither run has: {', '.join(unknown)}.")
-    found = []
-    for name in sorted(first | second):
-        x, y, tolerance = first.get(name), second.get(name), tolerances.get(name)
-        near = x and y and tolerance and abs(x.value - y.value) <= tolerance
-        if x != y and not near and not name.startswith(("time/", "memory/")):
-            found.append(f"{name}: {_exact(x)} and {_exact(y)}")
-    return found
+    names = [name for name in sorted(first | second) if not name.startswith(("time/", "memory/"))]
+    pairs = [(name, first.get(name), second.get(name)) for name in names]
+    return [f"{name}: {_exact(x)} and {_exact(y)}" for name, x, y in pairs if x != y]
 
 
 def _exact(interval: Interval | None) -> str:
@@ -129,7 +116,9 @@ def difference(variant: Path, base: Path) -> tuple[int, Differences]:
         same = all(x[key] == y[key] for x, y in zip(a, b) for key in OUTCOME)
         differences = {} if same else paired({"variant": a, "base": b}, "variant", "base", seed=0)
         found[name] = {key.rpartition("/")[2]: value for key, value in differences.items()}
-    return len(next(iter(first.values()))), found
+    if not found:
+        raise ValueError(f"{variant} and {base} have no workflow in common: run notebook 04 into both.")
+    return len(first[next(iter(found))]), found
 
 
 def _by_workflow(run: Path) -> dict[str, list[dict]]:

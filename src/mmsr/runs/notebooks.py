@@ -104,7 +104,9 @@ def execute(
 
         async def start_kernel(self, **kwargs: Any) -> None:
             await super().start_kernel(**kwargs)
-            watch.kernel_starts(psutil.Process(self.provisioner.pid))
+            watch.kernel = psutil.Process(self.provisioner.pid)
+            keep(watch)
+            watch.start()
 
     try:
         return papermill.execute_notebook(
@@ -141,11 +143,6 @@ class Watch(threading.Thread):
         self.cell, self.first_line, self.number, self.total = "before its first cell", "", 0, 0
         self.began = self.cell_began = time.monotonic()
         self.over = threading.Event()
-
-    def kernel_starts(self, kernel: psutil.Process) -> None:
-        self.kernel = kernel
-        self.keep(self)
-        self.start()
 
     def run(self) -> None:
         while not self.over.wait(TICK):

@@ -39,7 +39,7 @@ def assign(
     for notebook in notebooks:
         mine = {name: value for name, value in asked.items() if name in notebook.knobs.__pydantic_fields__}
         values = read_settings(notebook.knobs, mine, notebook.name).model_dump(exclude=set(OURS))
-        for name, typed in zip(SETTINGS, settings_of(preset, values)):
+        for name, typed in zip(SETTINGS, settings(preset, values.get("sizes"), values.get("outside"))):
             if name in values:  # some of a preset's prompts stay some
                 as_typed = {k: v if isinstance(v, Mapping) else getattr(typed, k) for k, v in values[name].items()}
                 values[name] = _reached(as_typed, SETTINGS[name], folder)
@@ -94,14 +94,9 @@ def _dictionary(key: str, value: Any) -> Mapping[str, Any]:
     return value
 
 
-def settings_of(preset: str, values: Mapping[str, Any]) -> tuple[Preset, Outside]:
-    """What the dictionaries among a notebook's values make. Raises ValueError as `assign`."""
-    return settings(preset, values.get("sizes"), values.get("outside"))
-
-
 def flat(preset: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """All that a notebook is run with, by name: the fields of its sizes and its outside, and its other knobs."""
-    size, outside = settings_of(preset, values)
+    size, outside = settings(preset, values.get("sizes"), values.get("outside"))
     knobs = {key: value for key, value in values.items() if key not in SETTINGS}
     return dataclasses.asdict(size) | outside.model_dump() | knobs
 

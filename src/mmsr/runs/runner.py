@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,16 +35,15 @@ from pydantic import BaseModel
 import mmsr
 from mmsr.benchmarks.registry import check_benchmark
 from mmsr.files import locked, write_json
-from mmsr.live.outside import Outside
+from mmsr.live.outside import Outside, settings
 from mmsr.presets import Preset, get_preset
 from mmsr.results import METRICS, record_metrics
 from mmsr.runs import RunFailed, UsageError, refusing
 from mmsr.runs.notebooks import Notebook, Watch, execute, read_notebook
-from mmsr.runs.parameters import assign, flat, marked, settings_of
+from mmsr.runs.parameters import assign, flat, marked
 from mmsr.tools.base import FatalToolError
 
 STATE, MANIFEST = "state.json", "manifest.json"
-RUNS = "papermill_runs"
 PACKAGE = Path(mmsr.__file__).parent
 SOURCES = {".py", ".toml", ".txt", ".jinja", ".json", ".html", ".css", ".js"}  # of the package, and its texts
 ALIKE = marked(Preset, "alike")  # a run has one value of these, whichever notebooks it runs when
@@ -73,9 +74,12 @@ class State(BaseModel):
 
     @classmethod
     def load(cls, folder: Path) -> State | None:
-        """The state of the run in `folder`, or None where there is none."""
+        """The state of the run in `folder`, or None where there is none. Raises UsageError for a broken one."""
         file = folder / STATE
-        return cls.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
+        try:
+            return cls.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
+        except ValueError:
+            raise UsageError(f"{file} is broken: delete {folder} and begin that run again.") from None
 
     def save(self, folder: Path) -> None:
         write_json(folder / STATE, self.model_dump(exclude_none=True))
@@ -89,12 +93,14 @@ def run(
     parameters: Mapping[str, Any],
     root: Path,
     fresh: bool = False,
+    pins: Mapping[str, str] | None = None,
 ) -> Path:
     """Run notebooks of `root/notebooks` in order into `root/papermill_runs/<name>`, and return that folder.
 
     notebooks: numbers or names ("02", "02_sft"), all where empty. parameters: text or typed (see `parameters.assign`).
-    What a run of that name has finished is not done again, unless `fresh` deletes it first. Raises UsageError, before
-    anything starts, where the request cannot be met, and RunFailed for a failing cell.
+    What a run of that name has finished is not done again, unless `fresh` deletes it first. `pins` are taken where
+    others would be (see `mmsr.gpu.device`). Raises UsageError, before anything starts, where the request cannot be met,
+    and RunFailed for a failing cell.
     """
     root = root.absolute()
     with refusing(ValueError, FatalToolError):
@@ -103,17 +109,28 @@ def run(
         _check(preset, values, root / "notebooks")
         if not re.fullmatch(r"\w[\w.-]*", name or preset):
             raise ValueError(f"A run cannot be named {name!r}: use letters, digits, points, dashes and underscores.")
-    folder = root / RUNS / (name or preset)
+    folder = root / "papermill_runs" / (name or preset)
     records = {one.name: Record(sha256=one.sha256, parameters=values[one.name]) for one in chosen}
     with _alone(folder):
         state = _begin(folder, State(preset=preset, seed=seed, started=_now(), notebooks=records), fresh)
+        machine = _machine(tuple((pins or {}).items()))
         for notebook in chosen:
-            _run_one(notebook, folder, state)
-        _write_manifest(folder, root, state)
+            _run_one(notebook, folder, state, machine["pins"])
+        _write_manifest(folder, root, state, machine)
     return folder
 
 
-def _run_one(notebook: Notebook, folder: Path, state: State) -> None:
+@functools.cache
+def _machine(pins: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Packages, device and pins as a kernel has them: told by a process of its own, which loads torch for it."""
+    found = {"pins": dict(pins)}
+    for _ in range(2):  # first what can be pinned on this machine, then what the device is under it
+        command, environment = [sys.executable, "-m", "mmsr.gpu.device"], os.environ | found["pins"]
+        found = json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
+    return found
+
+
+def _run_one(notebook: Notebook, folder: Path, state: State, pins: Mapping[str, str]) -> None:
     """Run a notebook unless it is finished; its copy bears a temporary name until it is."""
     record = state.notebooks[notebook.name]
     if record.finished:
@@ -133,7 +150,7 @@ def _run_one(notebook: Notebook, folder: Path, state: State) -> None:
     given = {key: ours[key] for key in ours if key in notebook.knobs.__pydantic_fields__} | record.parameters
     part, failed, done = (folder / f"{notebook.name}{kind}.ipynb" for kind in (".part", ".failed", ""))
     try:
-        node = execute(notebook, given, part, _environment(state.preset, record.parameters), keep)
+        node = execute(notebook, given, part, pins | _environment(state.preset, record.parameters), keep)
     except RunFailed as error:
         part.replace(failed)
         raise RunFailed(f"{error}. What it did until then is in {failed}.") from error
@@ -151,7 +168,7 @@ def _run_one(notebook: Notebook, folder: Path, state: State) -> None:
 
 def _environment(preset: str, values: Mapping[str, Any]) -> dict[str, str]:
     """The kernel's, beside this process's: repeatable, and without the hub where all models are shipped."""
-    size, outside = settings_of(preset, values)
+    size, outside = settings(preset, values.get("sizes"), values.get("outside"))
     offline = size.policy == "tiny" and outside.grounder != "dino"
     found = QUIET | ({"HF_HUB_OFFLINE": "1"} if offline else {})
     if paths := os.environ.get("PYTHONPATH"):  # the kernel starts in another folder
@@ -173,7 +190,7 @@ def _choose(wanted: Sequence[str], folder: Path) -> list[Notebook]:
 def _check(preset: str, values: Mapping[str, Mapping[str, Any]], notebooks: Path) -> None:
     """Raises where keys or a benchmark's files are missing: better now than after an hour of training."""
     for given in values.values():
-        settings_of(preset, given)[1].check_keys()
+        settings(preset, given.get("sizes"), given.get("outside"))[1].check_keys()
         for name, place in (("benchmark", "data_dir"), ("train_benchmark", "train_dir")):
             if given.get(name):
                 check_benchmark(given[name], given[place] and str(notebooks / given[place]), given.get("sample", 0))
@@ -258,17 +275,14 @@ def _differences(state: State, asked: State) -> Iterator[str]:
 # --- the manifest -----------------------------------------------------------------------------------------------------
 
 
-def _write_manifest(folder: Path, root: Path, state: State) -> None:
+def _write_manifest(folder: Path, root: Path, state: State, machine: Mapping[str, Any]) -> None:
     """What the run was made of, for `manifest.json`: where there is one, the run is whole."""
-    from mmsr.gpu.device import device, versions  # loads torch, which the runner needs for nothing else
-
     sizes = next((record.parameters.get("sizes") for record in state.notebooks.values()), None)
     manifest = {
         "mmsr": mmsr.__version__,
         "git": _git_state(root),
         "python": platform.python_version(),
-        "packages": versions(),
-        "device": device(),
+        **machine,
         **state.model_dump(include={"preset", "seed", "started", "notebooks"}),
         "base_model": _base_model(get_preset(state.preset, sizes), root / "notebooks"),
         "data_card_sha256": {p.parent.name: _sha256(p) for p in sorted(folder.glob("*/card.json"))},

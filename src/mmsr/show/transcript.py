@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from mmsr.answers import exact_match
 from mmsr.protocol import Answer, Box, ImageSearch, ProtocolError, TextSearch, parse_turn
+from mmsr.reward import exact_match
 from mmsr.show.look import words
 from mmsr.task import FileQuestion
 from mmsr.tools.ground import clamp

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsr.answers import exact_match, normalise
+from mmsr.reward import exact_match, normalise
 
 LATIN = st.text(st.characters(max_codepoint=255), max_size=40)
 

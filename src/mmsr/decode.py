@@ -1,0 +1,310 @@
+"""Generation that remembers: turn by turn, many conversations together, each on its own key-value cache.
+
+    rows = decoder.open([(picture, messages), …])           # read once; what equal prompts share is computed once
+    texts = decoder.write(rows, max_new_tokens=64)          # one turn of each
+    decoder.read(rows[0], "<information>…</information>")   # what a tool gave back; computed with the next turn
+
+A row keeps its tokens as they were read and as they were generated (nothing is tokenised twice), which of them the
+policy wrote, and the log-probabilities of these: all that GRPO learns from. Its cache holds its own tokens alone; rows
+of like length work together, and are padded to each other only meanwhile.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import DynamicCache
+from transformers.cache_utils import Cache, DynamicLayer
+
+from mmsr.tools.picture import picture_key
+
+Conversation = tuple[Image.Image, list[dict]]
+PICTURES = 128  # whose features are kept
+TOGETHER = 16  # pictures that the vision encoder sees at once
+
+
+@dataclass
+class Row:
+    """A conversation in tokens: `ids` [T], `written` [T] by the policy or read, `logps` [T] of what it wrote, else 0.
+
+    The first `prompt` tokens are the question's, with positions [3, prompt] in time, height and width; a later token
+    stands at its index plus `shift`. `features` [P, hidden] are the picture's. `cache` [layers, 2, heads, C, size] has
+    keys and values of the first C tokens.
+    """
+
+    ids: list[int]
+    prompt: int
+    positions: torch.Tensor
+    shift: int
+    features: torch.Tensor
+    written: list[bool]
+    logps: list[float]
+    cache: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def cached(self) -> int:
+        return 0 if self.cache is None else self.cache.shape[3]
+
+    def add(self, ids: Sequence[int], logps: Sequence[float] | None = None) -> None:
+        """Append tokens: written ones come with their log-probabilities, read ones without."""
+        self.ids += ids
+        self.written += [logps is not None] * len(ids)
+        self.logps += [0.0] * len(ids) if logps is None else logps
+
+    def rewind(self, length: int) -> None:
+        """Forget all but the first `length` tokens."""
+        del self.ids[length:], self.written[length:], self.logps[length:]
+        if self.cached >= length:  # the last token is always left to be computed
+            self.cache = self.cache[:, :, :, : length - 1]
+
+    def at(self, start: int, end: int) -> torch.Tensor:
+        """Positions [3, end − start] of tokens."""
+        late = torch.arange(max(start, self.prompt), max(end, self.prompt)) + self.shift
+        return torch.cat([self.positions[:, start:end], late.expand(3, -1)], 1)
+
+
+def spread(rows: Sequence[Row], spans: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens of rows from start to end, side by side, padded on the right: ids and mask [B, W], positions [3, B, W]."""
+    width = max(end - start for start, end in spans)
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+    positions = torch.zeros(3, len(rows), width, dtype=torch.long)
+    for place, (row, (start, end)) in enumerate(zip(rows, spans)):
+        ids[place, : end - start] = torch.tensor(row.ids[start:end])
+        mask[place, : end - start] = 1
+        positions[:, place, : end - start] = row.at(start, end)
+    return ids, mask, positions
+
+
+class Slab(DynamicLayer):
+    """A layer's keys and values [2, rows, heads, columns, size] with room for all that will come: nothing is copied."""
+
+    def __init__(self, store: torch.Tensor, used: int):
+        super().__init__()
+        self.store, self.used, self.is_initialized = store, used, True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple:
+        end = self.used + key_states.shape[2]
+        self.store[0, :, :, self.used : end] = key_states
+        self.store[1, :, :, self.used : end] = value_states
+        self.used = end
+        return self.store[0, :, :, :end], self.store[1, :, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self.used
+
+
+@dataclass
+class Batch:
+    """Rows that write together: their caches, and which columns [B, columns] of them are a row's own tokens."""
+
+    store: torch.Tensor  # [layers, 2, rows, heads, columns, size]
+    mask: torch.Tensor
+    used: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], more: int) -> Batch:
+        """The caches of rows, with room for `more` tokens."""
+        used = max(row.cached for row in rows)
+        layers, two, heads, _, size = rows[0].cache.shape
+        store = rows[0].cache.new_zeros(layers, two, len(rows), heads, used + more, size)
+        mask = torch.zeros(len(rows), used + more, dtype=torch.long, device=store.device)
+        for place, row in enumerate(rows):
+            store[:, :, place, :, : row.cached] = row.cache
+            mask[place, : row.cached] = 1
+        return cls(store, mask, used)
+
+    def cache(self) -> Cache:
+        """As the model takes it."""
+        return Cache(layers=[Slab(layer, self.used) for layer in self.store])
+
+    def extend(self, mask: torch.Tensor) -> torch.Tensor:
+        """Take columns for new tokens, those of a row where `mask` [B, W] is 1; the whole mask up to there."""
+        end = self.used + mask.shape[1]
+        self.mask[:, self.used : end] = mask
+        self.used = end
+        return self.mask[:, :end]
+
+    def keep(self, places: list[int]) -> None:
+        """Go on with the rows at these places."""
+        self.store, self.mask = self.store[:, :, places], self.mask[places]
+
+    def take(self, place: int) -> torch.Tensor:
+        """The cache of one row."""
+        return self.store[:, :, place][:, :, :, self.mask[place, : self.used].nonzero()[:, 0]]
+
+
+class Decoder:
+    """Reads and writes with a Qwen2.5-VL, with LoRA or without, whose weights stay as they are meanwhile."""
+
+    def __init__(self, model: Any, processor: Any):
+        self.model, self.processor, self.tokenizer = model, processor, processor.tokenizer
+        self.ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}  # <|im_end|> and <|endoftext|>
+        self._pictures: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def network(self) -> Any:
+        """The model without LoRA's wrapper; LoRA's layers are within."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def open(self, conversations: Sequence[Conversation], batch_size: int) -> list[Row]:
+        """Conversations in which the policy is to write next, all of their prompts but the last token computed."""
+        render = self.processor.apply_chat_template
+        texts = [render(messages, add_generation_prompt=True, tokenize=False) for _, messages in conversations]
+        pictures = {id(picture): picture for picture, _ in conversations}
+        keys = {number: picture_key(picture) for number, picture in pictures.items()}
+        seen = self.see({keys[number]: picture for number, picture in pictures.items()})
+        asked = [(text, keys[id(picture)]) for text, (picture, _) in zip(texts, conversations)]
+        prompts = {(text, key): self._prompt(text, *seen[key]) for text, key in dict.fromkeys(asked)}
+        for rows in alike(list(prompts.values()), batch_size, lambda row: row.prompt):
+            self._prefill(rows)
+        return [self._copy(prompts[key]) for key in asked]
+
+    def see(self, pictures: dict[str, Image.Image]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Features [P, hidden] and grid [1, 3] of pictures by key; the encoder is frozen and sees each of them once."""
+        missing = [key for key in pictures if key not in self._pictures]
+        for keys in alike(missing, TOGETHER, lambda key: pictures[key].size):
+            chosen = [pictures[key] for key in keys]
+            inputs = self.processor.image_processor(images=chosen, return_tensors="pt").to(self.network.device)
+            grids = inputs["image_grid_thw"]
+            found = self.network.model.get_image_features(inputs["pixel_values"], grids).pooler_output
+            self._pictures |= {key: (part, grid[None]) for key, part, grid in zip(keys, found, grids)}
+        found = {key: self._pictures[key] for key in pictures}
+        for key in list(self._pictures)[:-PICTURES]:
+            del self._pictures[key]
+        return found
+
+    def _prompt(self, text: str, features: torch.Tensor, grid: torch.Tensor) -> Row:
+        """The row of a prompt; its picture takes as many tokens as it has features."""
+        pad = self.processor.image_token
+        ids = self.tokenizer(text.replace(pad, pad * len(features)), add_special_tokens=False)["input_ids"]
+        tokens = torch.tensor([ids], device=grid.device)
+        kinds = (tokens == self.processor.image_token_id).int()
+        positions, shift = self.network.model.get_rope_index(tokens, mm_token_type_ids=kinds, image_grid_thw=grid)
+        nothing = [False] * len(ids), [0.0] * len(ids)
+        return Row(ids, len(ids), positions[:, 0].cpu(), int(shift), features, *nothing)
+
+    @staticmethod
+    def _copy(row: Row) -> Row:
+        """Another row of the same prompt, with the same cache: nothing is ever written into a row's cache."""
+        lists = list(row.ids), row.prompt, row.positions, row.shift, row.features, list(row.written), list(row.logps)
+        return Row(*lists, row.cache)
+
+    def _prefill(self, rows: Sequence[Row]) -> None:
+        ids, mask, positions = spread(rows, [(0, row.prompt - 1) for row in rows])
+        cache, embeds = DynamicCache(), self.embed(ids, rows)
+        self._states(embeds, mask, positions, cache)
+        store = torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])
+        for place, row in enumerate(rows):
+            row.cache = store[:, :, place, :, : row.prompt - 1].clone()
+
+    def read(self, row: Row, observation: str) -> None:
+        """Append what a tool gave back, and the opening of the policy's next turn."""
+        if row.ids[-1] != self.tokenizer.eos_token_id:  # a turn that was cut off is closed for it
+            row.add([self.tokenizer.eos_token_id])
+        row.add(self.tokenizer(self._between(observation), add_special_tokens=False)["input_ids"])
+
+    def replace_turn(self, row: Row, text: str) -> None:
+        """Let the last turn, which the policy wrote, be another, which it reads."""
+        row.rewind(len(row.ids) - next(i for i, own in enumerate(reversed([*row.written])) if not own))
+        row.add([*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id])
+
+    def _between(self, observation: str) -> str:
+        """What the chat template writes after the end of a turn."""
+        turn = [{"role": "assistant", "content": ""}]
+        render = functools.partial(self.processor.apply_chat_template, tokenize=False)
+        whole = render([*turn, {"role": "tool", "content": observation}], add_generation_prompt=True)
+        return whole.removeprefix(render(turn).rpartition(self.tokenizer.eos_token)[0] + self.tokenizer.eos_token)
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def write(
+        self, rows: Sequence[Row], limits: Sequence[int], temperature: float, draws: Sequence, batch_size: int
+    ) -> list[str]:
+        """One turn of each row, appended to it; the texts.
+
+        A turn ends with its end token or after its limit of tokens. At a temperature above 0, `draws` has a number in
+        [0, 1) for each token of each row: what a row writes hangs on its own draws, whoever writes beside it.
+        """
+        starts = [len(row.ids) for row in rows]
+        for places in alike(range(len(rows)), batch_size, starts.__getitem__):
+            chosen = [draws[place] for place in places] if temperature else []
+            self._write([rows[place] for place in places], [limits[place] for place in places], temperature, chosen)
+        turns = [row.ids[start:] for row, start in zip(rows, starts)]
+        return self.tokenizer.batch_decode(turns, skip_special_tokens=True)
+
+    def _write(self, rows: list[Row], limits: Sequence[int], temperature: float, draws: Sequence) -> None:
+        spans = [(row.cached, len(row.ids)) for row in rows]
+        ids, mask, positions = spread(rows, spans)
+        batch = Batch.of(rows, ids.shape[1] + max(limits))
+        cache, last = batch.cache(), mask.sum(1) - 1
+        working = list(range(len(rows)))  # which row is at each place of the batch
+        left = list(limits)
+        while True:
+            states = self._states(self.embed(ids), batch.extend(mask.to(batch.mask.device)), positions, cache)
+            states = states[torch.arange(len(working)), last.to(states.device)]
+            draw = [draws[row][limits[row] - left[row]] if left[row] else 0.0 for row in working] if draws else None
+            tokens, logps = self._choose(states, temperature, draw)
+            for place, (row, token, logp) in enumerate(zip(working, tokens, logps)):
+                if left[row]:
+                    rows[row].add([token], [logp])
+                    left[row] = 0 if token in self.ends else left[row] - 1
+                    if not left[row]:
+                        rows[row].cache = batch.take(place)
+            staying = [place for place, row in enumerate(working) if left[row]]
+            if not staying:
+                return
+            if 4 * len(staying) <= 3 * len(working):  # those that have ended leave
+                batch.keep(staying)
+                cache, working, tokens = batch.cache(), [working[p] for p in staying], [tokens[p] for p in staying]
+            ids, mask = torch.tensor(tokens)[:, None], torch.tensor([[int(left[row] > 0)] for row in working])
+            at = torch.tensor([[len(rows[row].ids) - 1 + rows[row].shift] for row in working])
+            positions, last = at.expand(3, -1, -1), torch.zeros(len(working), dtype=torch.long)
+
+    def embed(self, ids: torch.Tensor, rows: Sequence[Row] = ()) -> torch.Tensor:
+        """Embeddings [B, W, hidden] of tokens; the pictures in the prompts of `rows`, from their first token on, are
+        their features. A picture's token that the policy wrote itself is a token like any other.
+        """
+        ids = ids.to(self.network.device)
+        embeds = self.network.get_input_embeddings()(ids)
+        if not rows:
+            return embeds
+        prompts = torch.tensor([row.prompt for row in rows])[:, None] > torch.arange(ids.shape[1])
+        place = (ids == self.processor.image_token_id) & prompts.to(ids.device)
+        return embeds.masked_scatter(place[:, :, None], torch.cat([row.features for row in rows]).to(embeds.dtype))
+
+    def _states(self, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Last hidden states [B, W, hidden]; keys and values go into the cache."""
+        device = embeds.device
+        return self.network.model.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    def _choose(
+        self, states: torch.Tensor, temperature: float, draws: Sequence[float] | None
+    ) -> tuple[list[int], list[float]]:
+        """The next token of each row and its log-probability: the likeliest, or the one that its draw falls on."""
+        logps = (self.network.lm_head(states).float() / (temperature or 1.0)).log_softmax(-1)
+        if draws is None:
+            tokens = logps.argmax(-1)
+        else:
+            heights = logps.double().exp().cumsum(-1)
+            below = torch.tensor(draws, dtype=torch.float64, device=logps.device)[:, None] * heights[:, -1:]
+            tokens = torch.searchsorted(heights, below, right=True)[:, 0]
+        return tokens.tolist(), logps.gather(1, tokens[:, None])[:, 0].tolist()
+
+
+def alike(items: Sequence, size: int, length: Callable) -> list[list]:
+    """Items of like length, in pieces of at most `size`."""
+    ordered = sorted(items, key=length)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]

@@ -1,0 +1,91 @@
+"""Whether this machine gives a committed run's digits: it is run again, and held against that run.
+
+    here, there = again("smoke", Path("."))         # papermill_runs/check_smoke, papermill_runs/reference_smoke
+    misses(here, there)                             # [] where all agree
+    surroundings(here, there)                       # what else is different: a guess at the reason
+
+Of a reference it needs `metrics.json`, `manifest.json` and the tables of its trainings, `sft/sft.csv` and
+`grpo/grpo.csv`. It runs under what the reference has pinned (see `mmsr.gpu.device`), with the same seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmsr.results import METRICS
+from mmsr.runs import UsageError, refusing
+from mmsr.runs.compare import compare
+from mmsr.runs.runner import MANIFEST, run
+
+REFERENCES = {"smoke": "reference_smoke", "tiny": "reference"}
+TABLES = ("sft/sft.csv", "grpo/grpo.csv")
+CLOCKS = {"seconds", "step_time"}  # columns of a table that hold times
+COSTS = {"seconds", "peak_gb", "started", "ended", "metrics_sha256", "finished"}  # of a manifest: no surroundings
+NAMED = 4  # numbers of a row that are named
+
+
+def again(preset: str, root: Path) -> tuple[Path, Path]:
+    """Run a preset again into a folder that is replaced each time; that folder, and the committed run's.
+
+    Raises UsageError, before anything starts, where that is not whole, and as `run` does.
+    """
+    there = root / "papermill_runs" / REFERENCES[preset]
+    if lacking := [name for name in (METRICS, MANIFEST, *TABLES) if not (there / name).exists()]:
+        remedy = f"make it with: mmsr run --preset {preset} --name {there.name} --fresh"
+        raise UsageError(f"there is no run to check against in {there} (no {lacking[0]}): {remedy}.")
+    with refusing(ValueError, saying=f"{there / MANIFEST} is broken"):
+        manifest = _manifest(there)
+    pins = manifest.get("pins", {})
+    return run([], preset, f"check_{preset}", manifest.get("seed", 0), {}, root, fresh=True, pins=pins), there
+
+
+def misses(here: Path, there: Path) -> list[str]:
+    """Where the digits of two runs differ, here first: each metric, and of each table the first row that differs."""
+    return compare(here, there) + [line for name in TABLES for line in _first_difference(here / name, there / name)]
+
+
+def _first_difference(here: Path, there: Path) -> Iterator[str]:
+    """The first row of two tables in which a number other than a time differs, in words; nothing where none does."""
+    for step, (x, y) in enumerate(itertools.zip_longest(_rows(here), _rows(there)), 1):
+        names = [name for name in {**(x or {}), **(y or {})} if (x or {}).get(name) != (y or {}).get(name)]
+        if x is None or y is None:
+            yield f"{here.name}, row {step}: only in {(there if x is None else here).parents[1].name}"
+            return
+        if names:
+            told = [f"{name} {x.get(name)} and {y.get(name)}" for name in names[:NAMED]]
+            more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+            yield f"{here.name}, row {step}: {', '.join(told)}{more}"
+            return
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: x for name, x in row.items() if name not in CLOCKS} for row in csv.DictReader(file)]
+
+
+def surroundings(here: Path, there: Path) -> list[str]:
+    """What differs in the manifests of two runs, here first, once each: versions, device, pins, commit, hashes."""
+    first, second = (dict(_flat(_manifest(folder))) for folder in (here, there))
+    told: dict[str, str] = {}  # by what is said: five notebooks have one code
+    for name in first | second:
+        if first.get(name) != second.get(name):
+            told.setdefault(f"{first.get(name)!r} and {second.get(name)!r}", name)
+    return [f"{name}: {values}" for values, name in told.items()]
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+
+
+def _flat(values: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dictionaries, each with the path to it: "packages.torch"."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{name}{key}.")
+        elif key not in COSTS:
+            yield f"{name}{key}", value
