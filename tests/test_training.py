@@ -169,6 +169,29 @@ def test_lora_of_the_language_model_moves_and_nothing_else(stage: str, request: 
     assert len(moved) == layers * 7  # every linear layer
 
 
+def test_lora_learns_in_fp32_whatever_it_was_made_in(
+    cold: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TRL makes it bf16 on a 4-bit base, where a step of 2e-6 left 99 of 100 entries of lora_A as they were."""
+    policy = load_policy("tiny", adapter=cold.folder / "adapter")
+    for weight in policy.model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.bfloat16()
+    before = {n: w.detach().float().clone() for n, w in policy.model.named_parameters() if "lora_A.default" in n}
+    preset, tasks = replace(PRESET, grpo_lr=2e-6, grpo_warmup=0), [Task.of(q) for q in QUESTIONS]
+    monkeypatch.setattr(grpo, "reward_functions", lambda *given: ([length_reward], [1.0]))
+    trained = train_grpo(policy, tasks, open_tools(PRESET, policy), preset, tmp_path, seed=5)
+    after = {n: w for n, w in trained.model.named_parameters() if "lora_A.default" in n}
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
+    moved = torch.cat([(after[name] != before[name]).flatten() for name in before])
+    assert moved.float().mean() > 0.99
+
+
+def length_reward(trajectory: list, **_: Any) -> list[float]:
+    """A reward that differs from episode to episode, whatever a policy writes."""
+    return [0.01 * sum(len(turn.text) for turn in episode.turns) for episode in trajectory]
+
+
 def test_the_saved_adapter_is_the_trained_policy(reinforced: Trained) -> None:
     loaded = load_policy("tiny", adapter=reinforced.folder / "adapter")
     asked = [(QUESTIONS[0].scene().picture, [{"role": "user", "content": [{"type": "image"}]}])]
