@@ -1,8 +1,8 @@
 """Generation that remembers: turn by turn, many conversations together, each on its own key-value cache.
 
-    rows = decoder.open([(picture, messages), …])           # read once; what equal prompts share is computed once
-    texts = decoder.write(rows, max_new_tokens=64)          # one turn of each
-    decoder.read(rows[0], "<information>…</information>")   # what a tool gave back; computed with the next turn
+    rows = decoder.open([(picture, messages), …], batch_size=64)    # read once; equal prompts are computed once
+    texts = decoder.write(rows, limits=[72, …], temperature=0.0, draws=(), batch_size=64)   # one turn of each, greedily
+    decoder.read(rows[0], "<information>…</information>")           # what a tool gave back; computed with the next turn
 
 A row keeps its tokens as they were read and as they were generated (nothing is tokenised twice), which of them the
 policy wrote, and the log-probabilities of these: all that GRPO learns from. Its cache holds its own tokens alone; rows
@@ -11,9 +11,8 @@ of like length work together, and are padded to each other only meanwhile.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -164,7 +163,8 @@ class Decoder:
         prompts = {(text, key): self._prompt(text, *seen[key]) for text, key in dict.fromkeys(asked)}
         for rows in alike(list(prompts.values()), batch_size, lambda row: row.prompt):
             self._prefill(rows)
-        return [self._copy(prompts[key]) for key in asked]
+        rows = [prompts[key] for key in asked]  # nothing is ever written into a row's cache: equal rows share it
+        return [replace(row, ids=[*row.ids], written=[*row.written], logps=[*row.logps]) for row in rows]
 
     def see(self, pictures: dict[str, Image.Image]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """Features [P, hidden] and grid [1, 3] of pictures by key; the encoder is frozen and sees each of them once."""
@@ -190,12 +190,6 @@ class Decoder:
         nothing = [False] * len(ids), [0.0] * len(ids)
         return Row(ids, len(ids), positions[:, 0].cpu(), int(shift), features, *nothing)
 
-    @staticmethod
-    def _copy(row: Row) -> Row:
-        """Another row of the same prompt, with the same cache: nothing is ever written into a row's cache."""
-        lists = list(row.ids), row.prompt, row.positions, row.shift, row.features, list(row.written), list(row.logps)
-        return Row(*lists, row.cache)
-
     def _prefill(self, rows: Sequence[Row]) -> None:
         ids, mask, positions = spread(rows, [(0, row.prompt - 1) for row in rows])
         cache, embeds = DynamicCache(), self.embed(ids, rows)
@@ -212,15 +206,14 @@ class Decoder:
 
     def replace_turn(self, row: Row, text: str) -> None:
         """Let the last turn, which the policy wrote, be another, which it reads."""
-        row.rewind(len(row.ids) - next(i for i, own in enumerate(reversed([*row.written])) if not own))
+        row.rewind(len(row.ids) - next(i for i, own in enumerate(reversed(row.written)) if not own))
         row.add([*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id])
 
     def _between(self, observation: str) -> str:
-        """What the chat template writes after the end of a turn."""
-        turn = [{"role": "assistant", "content": ""}]
-        render = functools.partial(self.processor.apply_chat_template, tokenize=False)
-        whole = render([*turn, {"role": "tool", "content": observation}], add_generation_prompt=True)
-        return whole.removeprefix(render(turn).rpartition(self.tokenizer.eos_token)[0] + self.tokenizer.eos_token)
+        """What the chat template writes after the end token of a turn, here of an empty one."""
+        messages = [{"role": "assistant", "content": ""}, {"role": "tool", "content": observation}]
+        whole = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return whole.partition(self.tokenizer.eos_token)[2]
 
     # --- writing ------------------------------------------------------------------------------------------------------
 

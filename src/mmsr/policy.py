@@ -61,7 +61,7 @@ class PictureProcessor(Qwen2_5_VLProcessor):
         return ["image_processor", "tokenizer"]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's, with pixels and grids as tensors whatever else is asked: TRL's tool loop needs them."""
+        """As the parent's, with pixels and grids as tensors, for TRL's own tool loop (gpu.stock)."""
         batch = super().__call__(*args, **kwargs)
         for key in ("pixel_values", "image_grid_thw"):
             if key in batch and not isinstance(batch[key], torch.Tensor):

@@ -2,7 +2,7 @@
 
     trajectories = play(policy, tasks, tools, preset.prompts, Sampling.of(preset))
     episodes = roll(policy, tasks, tools, preset.prompts, Sampling.of(preset, temperature=1.0), keys)   # with tokens
-    answers = answer_directly(policy, tasks, preset.prompts)            # the frozen base, without any tool
+    answers = answer_directly(policy, tasks, preset.prompts, batch_size=64)     # the frozen base, without any tool
 
 Turn by turn: every open episode writes a turn (decode.py keeps what was computed), the crops of all are grounded in one
 batch, their searches run side by side, and whoever has answered, broken the protocol three times or used up its tokens

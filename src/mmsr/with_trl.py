@@ -31,7 +31,7 @@ class EpisodeTrainer(GRPOTrainer):
 
     def __init__(self, policy: Policy, play: Play, **settings: Any):
         super().__init__(rollout_func=self._roll, **settings)
-        self.policy, self.play, self._rows = policy, play, {}
+        self.policy, self.play, self._rows = policy, play, []
 
     def _roll(self, prompts: list[list[dict]], trainer: GRPOTrainer) -> dict[str, list]:
         """The episodes of a step: a prompt is a task's identifier, repeated for each of its group."""
@@ -39,10 +39,9 @@ class EpisodeTrainer(GRPOTrainer):
         first = self.accelerator.process_index * len(tasks)
         keys = [f"{self.args.seed}/{self.state.global_step}/{first + place}" for place in range(len(tasks))]
         episodes = self.play(tasks, keys)
-        rows = [episode.row for episode in episodes]
-        self._rows = dict(enumerate(rows))
+        self._rows = rows = [episode.row for episode in episodes]
         return {
-            "prompt_ids": [[number, *row.ids[1 : row.prompt]] for number, row in self._rows.items()],
+            "prompt_ids": [[number, *row.ids[1 : row.prompt]] for number, row in enumerate(rows)],
             "completion_ids": [row.ids[row.prompt :] for row in rows],
             "logprobs": [row.logps[row.prompt :] for row in rows],
             "env_mask": [[int(own) for own in row.written[row.prompt :]] for row in rows],

@@ -68,9 +68,10 @@ def against(model: str, steps: int) -> dict[str, Any]:
     sides: dict[str, Side] = {"stock": stock, "ours": our_grpo}
     grpo: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     evaluation: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(ROUNDS):
-        for name in sorted(sides, reverse=number % 2 == 0):  # in turn, and not the same one first each time
-            grpo[name].append(trained(make(), sides[name], questions, size))
+    flops, _ = peak_flops()
+    for times in range(ROUNDS):
+        for name in sorted(sides, reverse=times % 2 == 0):  # in turn, and not the same one first each time
+            grpo[name].append(trained(make(), sides[name], questions, size, flops))
             evaluation[name].append(evaluated(make(), name, asked, size))
             step, whole = grpo[name][-1]["seconds_per_step"], evaluation[name][-1]
             print(f"{name}: {step:.1f} s a step of GRPO, evaluation {whole:.1f} s", file=sys.stderr)
@@ -92,12 +93,11 @@ def ratio(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {"median": statistics.median(found), "low": min(found), "high": max(found)}
 
 
-def trained(policy: Policy, side: Side, questions: Sequence[Question], size: Preset) -> dict[str, Any]:
-    """Steps of GRPO after one to warm up, measured."""
+def trained(policy: Policy, side: Side, questions: Sequence[Question], size: Preset, flops: float) -> dict[str, Any]:
+    """Steps of GRPO after one to warm up, measured. `flops`: of the device, a second."""
     tasks, network = [Task.of(question) for question in questions], policy.model.get_base_model()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr), Meter(network) as meter:
         side(policy, tasks, size, Path(folder), meter)
-    flops, _ = peak_flops()
     return speed(meter, Memory(network.config).weights, flops) | {"peak_bytes": max(meter.peaks.values())}
 
 

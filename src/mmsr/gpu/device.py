@@ -20,7 +20,7 @@ them; unfused AdamW's square root and NumPy's exp in fp64 are not. Without it 37
 the environment stays.
 https://intel.com/content/www/us/en/docs/onemkl/developer-guide-linux/2025-1/get-started-with-conditional-num-reproducibility.html
 
-    python -m mmsr.gpu.device                       # the pins, packages and device of this process, as JSON
+    python -m mmsr.gpu.device                       # packages, device and pins of a process that is pinned, as JSON
 """
 
 from __future__ import annotations
@@ -80,4 +80,5 @@ def device() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    pin()
     print(json.dumps({"packages": versions(), "device": device(), "pins": pins()}))

@@ -169,7 +169,7 @@ def _bench(options: Options) -> None:
     from mmsr.files import write_json
     from mmsr.gpu.bench import BenchError, bench
 
-    if (options.model == "layers12") != bool(options.against) and options.model != "tiny":
+    if options.model not in (("tiny", "layers12") if options.against else ("tiny", "qwen3b", "qwen7b")):
         raise UsageError("--against takes the models tiny and layers12, and layers12 is for --against.")
     if options.against:
         from mmsr.gpu.against import against as bench

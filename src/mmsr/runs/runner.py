@@ -123,11 +123,8 @@ def run(
 @functools.cache
 def _machine(pins: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Packages, device and pins as a kernel has them: told by a process of its own, which loads torch for it."""
-    found = {"pins": dict(pins)}
-    for _ in range(2):  # first what can be pinned on this machine, then what the device is under it
-        command, environment = [sys.executable, "-m", "mmsr.gpu.device"], os.environ | found["pins"]
-        found = json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
-    return found
+    command, environment = [sys.executable, "-m", "mmsr.gpu.device"], os.environ | dict(pins)
+    return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def _run_one(notebook: Notebook, folder: Path, state: State, pins: Mapping[str, str]) -> None:
