@@ -10,6 +10,7 @@ of a process before it computes, takes that choice from them on an x86-64 proces
 | ONEDNN_MAX_CPU_ISA | oneDNN | GELU and the convolution that cuts a picture into patches |
 | OPENBLAS_CORETYPE | NumPy | cosines of the picture search |
 | MKL_CBWR | MKL | every matrix product of the policy: into how many blocks its sums are cut |
+| MALLOC_… | glibc | no digit, but time: see below |
 
 The last holds among Intel's processors: on others MKL takes AVX2 for AUTO, its own choice there. COMPATIBLE alone is
 promised to be the same on all, at 3.3 times the seconds of the tiny policy's forward and backward pass: not the rule,
@@ -18,6 +19,10 @@ EPYC with AVX2 (torch 2.13) and an Intel Xeon with AVX-512 and AMX (torch 2.11),
 them; unfused AdamW's square root and NumPy's exp in fp64 are not. Without it 37 differ, from the first product on
 (papermill_runs/measured/digits). The other pins cost nothing that could be measured on the EPYC. What already stands in
 the environment stays.
+
+Left alone, glibc gives a large block back to the system as soon as it is free, and the next tensor waits for every page
+of it anew: a tenth to a sixth of a step of tiny's GRPO, for a tenth more memory. A process reads this as it starts, so
+it holds for the notebooks' kernels and not for the process that pins itself.
 https://intel.com/content/www/us/en/docs/onemkl/developer-guide-linux/2025-1/get-started-with-conditional-num-reproducibility.html
 
     python -m mmsr.gpu.device                       # packages, device and pins of a process that is pinned, as JSON
@@ -43,6 +48,8 @@ PINS = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "OPENBLAS_CORETYPE": "Haswell",
     "MKL_CBWR": "AVX2",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),  # bytes
 }
 
 
