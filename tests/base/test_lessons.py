@@ -7,12 +7,11 @@ import re
 
 import pytest
 
-from mmsr.base.lessons import lesson_scene, scene_lessons, text_lesson, visual_lessons
-from mmsr.base.reading import NOT_FOUND, marked
+from mmsr.base.lessons import box_text, lesson_scene, lesson_view, scene_lessons, text_lesson, view_of, visual_lessons
+from mmsr.base.reading import NOT_FOUND, marked, told_a_form
 from mmsr.base.relays import LOOK_AT, LOOK_UP, SAY, Relays
 from mmsr.policy import load_processor
 from mmsr.protocol import TAGS
-from mmsr.world.scenes import SIDE
 from mmsr.world.snapshot import load_world
 
 
@@ -93,10 +92,50 @@ def test_a_picture_is_asked_about_truly():
                 assert int(answer) == len(scene.flags)
             else:
                 flags = [f for i, f in enumerate(scene.flags) if any(w in instruction for w in scene.references(i))]
-                halves = {"left" if flag.centre[0] < SIDE / 2 else "right" for flag in flags}
+                middle = scene.picture.width / 2
+                halves = {"left" if flag.centre[0] < middle else "right" for flag in flags}
                 assert answer in halves | {flag.frame for flag in flags}
             asked.add(answer)
-    assert {"2", "3", "4", "left", "right", "red"} <= asked
+    assert {"2", "3", "4", "5", "left", "right", "red"} <= asked
+
+
+def test_boxes_are_in_the_pixels_of_the_view_and_never_too_tight():
+    rng, views = random.Random(4), set()
+    for _ in range(60):
+        view = lesson_view(rng)
+        views.add(view)
+        scene = lesson_scene(rng, view)
+        assert view_of(scene.picture.size) == view
+        scale = [edge / seen for edge, seen in zip(scene.picture.size, view)] * 2
+        for flag in scene.flags:
+            x1, y1, x2, y2 = (int(v) * s for v, s in zip(box_text(flag, scene).split(","), scale))
+            a, b, c, d = flag.box
+            assert a - scale[0] < x1 <= a and b - scale[1] < y1 <= b
+            assert c <= x2 < c + scale[0] and d <= y2 < d + scale[1]
+    assert len(views) > 4
+
+
+def test_a_described_form_is_followed():
+    rng = random.Random(5)
+    for _ in range(100):
+        instruction, response = told_a_form(("How many flags are there?", " 3"), rng)
+        assert "How many flags are there?" in instruction
+        match = re.fullmatch(r"(?:<(\w+)>(.+)</\1>\n)?<(\w+)> 3</\3>", response)
+        other, remark, tag = match.groups()
+        assert tag in instruction and (other is None or (other in instruction and remark in instruction))
+
+
+def test_a_relay_may_have_three_hops():
+    rng, source, met = random.Random(6), Relays(count_tokens), 0
+    for _ in range(60):
+        lessons = source.draw(lesson_scene(rng), rng, "three_hop")
+        queries = [response for instruction, response in lessons if instruction.endswith(LOOK_UP)]
+        if lessons:
+            met += 1
+            assert len(queries) == 3 and len(set(queries)) == 3
+            for instruction, _ in lessons[1:3]:  # the question is the same at each step
+                assert lessons[0][0].split("\n")[0] in instruction
+    assert met > 30
 
 
 def test_a_copied_word_has_the_same_tokens_in_the_page_and_in_the_response():

@@ -5,27 +5,34 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from mmsr.base import pretrain
-from mmsr.base.pretrain import GRID, SPECIALS, tiny_config
+from mmsr.base.lessons import PATCH, view_of
+from mmsr.base.pretrain import SPECIALS, tiny_config
 from mmsr.policy import TINY_DIR, load_policy
 
 POLICY = load_policy("tiny")
 TOKENIZER = POLICY.processor.tokenizer
-SHORT = pretrain.Phase(length=192, batch=2, peak=1e-4, relays=0.75, warm=1)
+SHORT = pretrain.Phase(length=192, batch=2, peak=1e-4, relays=0.75, warm=1, minutes=0.05)
 
 
-@pytest.fixture
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [2, 192] and pictures [2, 96, 96, 3], as the first worker draws them."""
-    drawn = iter(pretrain.Lessons(TOKENIZER, SHORT, seed=0))
-    ids, views = zip(*(next(drawn) for _ in range(2)))
-    return torch.tensor(np.stack(ids)), torch.tensor(np.stack(views))
+@pytest.fixture(params=[(640, 640), (800, 600), (300, 600)], ids=["square", "wide", "high"])
+def batch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids [2, 192] and pictures [2, H, W, 3] of one shape, as the first worker draws them."""
+    view = view_of(request.param)
+    monkeypatch.setattr(pretrain, "lesson_view", lambda rng: view)
+    ids, views = next(iter(pretrain.Lessons(TOKENIZER, SHORT, seed=0)))
+    assert ids.shape == (2, 192) and views.shape == (2, view[1], view[0], 3)
+    return torch.tensor(ids), torch.tensor(views)
+
+
+def grids(views: torch.Tensor) -> torch.Tensor:
+    """Patches of each picture, in time, height and width."""
+    return torch.tensor([[1, views.shape[1] // PATCH, views.shape[2] // PATCH]] * len(views))
 
 
 def fresh_model() -> Qwen2_5_VLForConditionalGeneration:
@@ -35,14 +42,14 @@ def fresh_model() -> Qwen2_5_VLForConditionalGeneration:
 def test_patches_are_the_processors(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     _, views = batch
     pictures = [Image.fromarray(view.numpy()) for view in views]
-    theirs = POLICY.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    theirs = POLICY.processor.image_processor(pictures, do_resize=False, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pretrain.patches(views), theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_the_step_is_the_models_own_loss(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     ids, views = batch
     model = fresh_model()
-    pixels, grid = pretrain.patches(views), torch.tensor([[1, GRID, GRID]] * len(views))
+    pixels, grid = pretrain.patches(views), grids(views)
     labels = ids.masked_fill(ids == model.config.image_token_id, -100)
     types = (ids == model.config.image_token_id).int()
     with torch.no_grad():
@@ -60,11 +67,10 @@ def test_the_step_is_the_models_own_loss(batch: tuple[torch.Tensor, torch.Tensor
 
 
 def test_all_sequences_have_the_positions_of_the_first(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    ids, _ = batch
+    ids, views = batch
     model = fresh_model()
     pictured = ids == model.config.image_token_id
-    grid = torch.tensor([[1, GRID, GRID]] * len(ids))
-    where, _ = model.model.get_rope_index(ids, pictured.int(), image_grid_thw=grid)
+    where, _ = model.model.get_rope_index(ids, pictured.int(), image_grid_thw=grids(views))
     assert torch.equal(where, where[:, :1].expand(3, *ids.shape))
     start = int(pictured[0].float().argmax())
     assert pictured[:, start].all() and not pictured[:, :start].any()  # every sequence begins with its picture
@@ -114,17 +120,29 @@ def test_the_shipped_base_has_this_architecture() -> None:
         assert getattr(made.text_config, name) == getattr(shipped.text_config, name)
 
 
-def test_the_command_goes_on_from_a_base_and_leaves_one_that_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pretrain, "PHASES", (SHORT, SHORT))
+def test_the_command_goes_on_from_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrain, "PHASES", (SHORT, SHORT._replace(minutes=60.0)))
     monkeypatch.setattr(pretrain, "STEPS", 1)
-    out = tmp_path / "base"
-    pretrain.main(out, minutes=0.05, workers=0, start=TINY_DIR)
+    out, real, steps = tmp_path / "base", pretrain.step_loss, []
+
+    def stopped(*given: torch.Tensor) -> torch.Tensor:
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        steps.append(real(*given))
+        return steps[-1]
+
+    monkeypatch.setattr(pretrain, "step_loss", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.main(out, workers=0, start=TINY_DIR)
+    assert load_policy(str(out / "partial"))  # what a run that is cut short leaves
+    left = json.loads((out / "partial" / "recipe.json").read_text())[-1]
+    assert left["steps"] == 3 and left["minutes"] > 0
+    monkeypatch.setattr(pretrain, "step_loss", real)
+    monkeypatch.setattr(pretrain, "PHASES", (SHORT, SHORT._replace(minutes=left["minutes"] + 0.02)))
+    pretrain.main(out, workers=0, start=TINY_DIR)
     recipe, before = (json.loads((folder / "recipe.json").read_text()) for folder in (out, TINY_DIR))
-    assert recipe[:-1] == before and recipe[-1]["steps"] > 0 and recipe[-1]["relays"] == 0.75
-    partial = json.loads((out / "partial" / "recipe.json").read_text())  # what a run that is cut short leaves
-    assert partial == recipe and load_policy(str(out / "partial"))
+    assert recipe[:-1] == before and recipe[-1]["steps"] > 3 and recipe[-1]["minutes"] > left["minutes"]
+    assert not (out / "partial").exists()
     made, shipped = load_policy(str(out)).model.state_dict(), fresh_model().state_dict()
     moved = [name for name, weight in made.items() if not torch.equal(weight.float(), shipped[name])]
     assert any("visual" in name for name in moved) and any("language_model" in name for name in moved)

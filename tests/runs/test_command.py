@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import signal
 import socket
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 from sample_run import eval_rows
 from small_notebooks import write
 
@@ -31,6 +34,7 @@ COMMANDS = (
     "sft",
     "grpo",
     "ask",
+    "scene",
     "fit",
     "bench",
     "replay",
@@ -120,6 +124,36 @@ def test_run_refuses(clone: Path, options: list[str], said: str, capsys: pytest.
     assert cli.main(["run", *options]) == 2
     assert said in sentence(capsys)
     assert not (clone / "papermill_runs").exists()
+
+
+def test_run_refuses_a_magic_among_the_parameters_and_a_name_too_long(
+    clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["run", "--name", "x" * 300]) == 2
+    assert "use up to 64 letters" in sentence(capsys)
+    write(clone, "01_build_data", "%matplotlib inline\nfail = False")
+    assert cli.main(["run"]) == 2
+    assert "01_build_data.ipynb: the `parameters` cell may only set names to literals" in sentence(capsys)
+    assert not (clone / "papermill_runs").exists()
+
+
+@pytest.mark.parametrize("command", ["table {}", "ask {} What?", "replay stats {}", "replay import {} {}"])
+def test_a_path_that_cannot_be_is_one_sentence(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(command.format(*[str(tmp_path / ("x" * 300))] * 2).split()) in (1, 2)
+    assert "ile name too long" in sentence(capsys) or "unable to open" in sentence(capsys)
+
+
+def test_a_full_disk_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "scene.png"))
+
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    assert cli.main(["scene", "kenya", "--out", str(tmp_path / "scene.png")]) == 1
+    assert "scene.png: No space left on device; mend that, and the same command goes on from here." in sentence(capsys)
 
 
 def test_the_repository_is_found_from_within(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,3 +267,29 @@ def test_serve_answers_until_interrupted() -> None:
             server.send_signal(signal.SIGINT)
         assert server.wait(30) == 0
         assert server.stderr.read() == ""
+
+
+def test_a_scene_is_drawn_to_ask_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, size in (([], "384×384"), (["--photo", "--seed", "3"], "")):
+        out = tmp_path / f"scene{len(more)}.png"
+        assert cli.main(["scene", "kenya", "jp", "Brazil", "--out", str(out), *more]) == 0
+        told = capsys.readouterr().out
+        with Image.open(out) as picture:
+            assert f"{picture.width}×{picture.height} pixels" in told and size in told
+        assert told.count(f"mmsr ask {out} 'What is the capital of the country of the flag ") >= 1
+
+
+@pytest.mark.parametrize(
+    ("countries", "out", "remedy"),
+    [
+        (["kenia"], "scene.png", "did you mean Kenya"),
+        (["kenya"], "scene.gif", ".png or .jpg"),
+        (["kenya"], "nowhere/scene.png", "in a folder that exists"),
+        (["ke", "pe", "fr", "de", "it"] * 4, "scene.png", "ask for four or fewer"),
+    ],
+)
+def test_a_scene_that_cannot_be_drawn_is_refused(
+    countries: list[str], out: str, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["scene", *countries, "--out", str(tmp_path / out)]) == 2
+    assert remedy in sentence(capsys) and not list(tmp_path.iterdir())

@@ -10,35 +10,67 @@ instead of learning to copy.
 
 from __future__ import annotations
 
+import math
 import random
+import tomllib
 
 from PIL import Image, ImageDraw
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from mmsr.base import reading
 from mmsr.base.reading import KNOWN, TAUGHT, TRAIN, Lesson, fact_of, noun_of, now_and_then_marked, spaced
-from mmsr.world.names import invented_name
+from mmsr.presets import ASSETS
+from mmsr.world.photo import Size, place_in_photo
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, WORDINGS
-from mmsr.world.scenes import FRAME_COLOURS, SIDE, PlacedFlag, Scene, place_flags
+from mmsr.world.scenes import FRAME_COLOURS, KINDS, PlacedFlag, Scene, place_flags
 from mmsr.world.snapshot import load_world
 
-VIEW = 96  # side of the picture as the tiny policy sees it
+SIZES = tomllib.loads((ASSETS / "base" / "architecture.toml").read_text(encoding="utf-8"))
+PATCH, MERGE = SIZES["vision"]["patch_size"], SIZES["vision"]["spatial_merge_size"]
+VIEW = SIZES["pictures"]["side"]  # of a square picture as the tiny policy sees it; of others the area is its square
 UNKNOWN = "unknown"
+PHOTOS = 0.6  # of the scenes that both kinds can show
+DRAWN = 1.75  # times as wide as it is seen is a photo scene drawn
+POINTED = (*KINDS, "look")
 
 
-def lesson_scene(rng: random.Random) -> Scene:
-    """Two to four flags: known, other train countries, or invented (named "")."""
+def view_of(size: Size) -> Size:
+    """Width and height at which the tiny policy sees a picture of some size."""
+    height, width = smart_resize(size[1], size[0], PATCH * MERGE, VIEW * VIEW, VIEW * VIEW)
+    return width, height
+
+
+def lesson_view(rng: random.Random) -> Size:
+    """The view of a square picture, or of another shape."""
+    return view_of((1000, 1000) if rng.random() < 0.5 else _any_size(rng))
+
+
+def _any_size(rng: random.Random) -> Size:
+    """Of a large picture, up to twice as wide as high, or as high as wide."""
+    slim = 2 ** (rng.uniform(-1, 1) / 2)
+    return round(1000 * slim), round(1000 / slim)
+
+
+def lesson_scene(rng: random.Random, view: Size = (VIEW, VIEW)) -> Scene:
+    """Flags of known countries, of other train countries, or invented, in a picture that is seen at this size."""
+    photo = view != (VIEW, VIEW) or rng.random() < PHOTOS
     flags: list[tuple[str, Image.Image]] = []
-    for _ in range(rng.randint(2, 4)):
+    for _ in range(rng.randint(2, 6 if photo and rng.random() < 0.3 else 4)):
         draw = rng.random()
-        iso = "" if draw < 0.2 else rng.choice(KNOWN if draw < 0.65 else TRAIN).iso
+        iso = "" if draw < 0.3 else rng.choice(KNOWN if draw < 0.55 else TRAIN).iso
         if not iso or iso not in dict(flags):
-            flags.append((iso, load_world().flag(iso) if iso else invented_flag(rng)))
-    flags += [("", invented_flag(rng)) for _ in range(2 - len(flags))]
-    return place_flags(flags, rng.randrange(2**31))
+            flags.append((iso, load_world().flag(iso)) if iso else invented_flag(rng))
+    flags += [invented_flag(rng) for _ in range(2 - len(flags))]
+    if not photo:
+        return place_flags(flags, rng.randrange(2**31))
+    while view_of(size := _any_size(rng)) != view:
+        pass
+    drawn = DRAWN * VIEW / 1000
+    return place_in_photo(flags, rng.randrange(2**31), tuple(round(edge * drawn) for edge in size))
 
 
-def invented_flag(rng: random.Random) -> Image.Image:
-    """Stripes, a cross or a triangle, perhaps with a disc, in random colours."""
+def invented_flag(rng: random.Random) -> tuple[str, Image.Image]:
+    """Stripes, a cross or a triangle, perhaps with an emblem, in random colours; named by what it can be told by."""
     width, height = 100, rng.choice((50, 60, 67, 67, 67, 75, 100))
     flag = Image.new("RGBA", (width, height), "white")
     draw = ImageDraw.Draw(flag)
@@ -47,18 +79,34 @@ def invented_flag(rng: random.Random) -> Image.Image:
     for i in range(stripes):
         ends = [edge * (height if lying else width) // stripes for edge in (i, i + 1)]
         draw.rectangle((0, ends[0], width, ends[1]) if lying else (ends[0], 0, ends[1], height), fill=colours[i])
-    if rng.random() < 0.25:
-        draw.polygon(((0, 0), (rng.randint(25, 50), height // 2), (0, height)), fill=colours[4])
-    if rng.random() < 0.2:
-        draw.rectangle((rng.randint(20, 40), 0, rng.randint(45, 55), height), fill=colours[3])
-        draw.rectangle((0, height * 2 // 5, width, height * 3 // 5), fill=colours[3])
-    if rng.random() < 0.35:
-        x, r = rng.randint(20, 80), rng.randint(8, 20)
-        draw.ellipse((x - r, height // 2 - r, x + r, height // 2 + r), fill=colours[4])
-    return flag
+    emblem = rng.choice(("", "", "", "triangle", "cross", "disc", "star", "crescent"))
+    x, y, r = rng.randint(20, 80), height // 2, rng.randint(10, 22)
+    if emblem == "triangle":
+        draw.polygon(((0, 0), (rng.randint(25, 50), y), (0, height)), fill=colours[4])
+    elif emblem == "cross":
+        left, thick = rng.randint(25, 45), rng.randint(4, 8)
+        draw.rectangle((left, 0, left + 2 * thick, height), fill=colours[3])
+        draw.rectangle((0, y - thick, width, y + thick), fill=colours[3])
+    elif emblem:
+        draw_emblem(draw, emblem, (x, y), r, colours[4], flag.getpixel((min(99, x + r + 2), y)))
+    return emblem, flag
 
 
-def mosaic(rng: random.Random) -> tuple[Image.Image, list[Lesson]]:
+def draw_emblem(draw: ImageDraw.ImageDraw, emblem: str, at: Size, r: int, colour: tuple, beneath: tuple) -> None:
+    """A disc, a star or a crescent of radius `r`."""
+    x, y = at
+    if emblem == "star":
+        points = [(-90 + 36 * i, r if i % 2 == 0 else r * 0.4) for i in range(10)]
+        draw.polygon(
+            [(x + d * math.cos(math.radians(a)), y + d * math.sin(math.radians(a))) for a, d in points], fill=colour
+        )
+        return
+    draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+    if emblem == "crescent":
+        draw.ellipse((x - r * 0.5, y - r * 0.8, x + r * 1.1, y + r * 0.8), fill=beneath)
+
+
+def mosaic(rng: random.Random, view: Size = (VIEW, VIEW)) -> tuple[Image.Image, list[Lesson]]:
     """A picture of coloured tiles, and what colours its rows and columns have: without it the base is blind to hue."""
     columns, rows = rng.randint(2, 6), rng.randint(2, 6)
     names = [[rng.choice(list(FRAME_COLOURS)) for _ in range(columns)] for _ in range(rows)]
@@ -68,22 +116,26 @@ def mosaic(rng: random.Random) -> tuple[Image.Image, list[Lesson]]:
     lessons = [(f"colours of row {y + 1}", " ".join(row)) for y, row in enumerate(names)]
     lessons += [(f"colours of column {x + 1}", " ".join(row[x] for row in names)) for x in range(columns)]
     rng.shuffle(lessons)
-    return picture.resize((VIEW, VIEW), Image.Resampling.NEAREST), lessons
+    return picture.resize(view, Image.Resampling.NEAREST), lessons
 
 
-def box_text(flag: PlacedFlag) -> str:
-    """The box of one flag as the policy writes it: whole pixels of its 96-pixel view."""
-    return ",".join(str(round(v * VIEW / SIDE)) for v in flag.box)
+def box_text(flag: PlacedFlag, scene: Scene) -> str:
+    """The box of one flag as the policy writes it: whole pixels of its view, rather too wide than too tight."""
+    (wide, high), (width, height) = view_of(scene.picture.size), scene.picture.size
+    x1, y1, x2, y2 = flag.box
+    edges = (math.floor(x1 * wide / width), math.floor(y1 * high / height))
+    edges += (math.ceil(x2 * wide / width), math.ceil(y2 * high / height))
+    return ",".join(map(str, edges))
 
 
 def scene_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
     """Dense practice on one scene: every flag located, some named, something asked about the picture."""
     lessons: list[Lesson] = []
     for index, flag in enumerate(scene.flags):
-        if not (words := scene.references(index)):
+        if not (words := scene.references(index, POINTED)):
             continue
         for expression in rng.sample(words, min(len(words), 2)):
-            lessons.append((f"locate: the flag {expression}", box_text(flag)))
+            lessons.append((f"locate: the flag {expression}", box_text(flag, scene)))
         ref = f"the flag {rng.choice(words)}"
         country = load_world().countries.get(flag.iso)
         known = country is not None and country.known
@@ -97,7 +149,8 @@ def scene_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
     rng.shuffle(lessons)
     if rng.random() < 0.5:
         order = sorted(scene.flags, key=lambda flag: flag.centre[0])
-        lessons.insert(0, ("frames from left to right", "; ".join(f"{flag.frame} {box_text(flag)}" for flag in order)))
+        told = [f"{flag.frame or 'no'} {box_text(flag, scene)}" for flag in order]
+        lessons.insert(0, ("frames from left to right", "; ".join(told)))
     return lessons
 
 
@@ -117,7 +170,7 @@ def fact_lesson(rng: random.Random) -> Lesson:
     relation, country, draw = rng.choice(TAUGHT), rng.choice(TRAIN), rng.random()
     if draw < 0.6:
         country = rng.choice(KNOWN)
-    name = invented_name(rng) if draw > 0.85 else country.name
+    name = reading.lesson_name(rng) if draw > 0.85 else country.name
     question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=noun_of(relation, rng), country=name)
     taught = country.known and name == country.name
     return question, (taught and fact_of(relation, country)) or UNKNOWN

@@ -1,11 +1,11 @@
 """How the tiny base was made: one command, one seed, minutes on a GPU (or on a CPU with patience).
 
-    python -m mmsr.base.pretrain --out base --seed 0
-    python -m mmsr.base.pretrain --start base/phase1/partial      # phase 2 from what a run that was cut short had saved
+    python -m mmsr.base.pretrain --out base --seed 0        # the same command goes on from where it was stopped
+    python -m mmsr.base.pretrain --start src/mmsr/assets/tiny       # the last phase alone, from a base
 
 It trains a byte-level BPE on the lessons, then the smallest useful Qwen2.5-VL (arXiv 2502.13923; its sizes are in
 `assets/base/architecture.toml`) on sequences of lessons (lessons.py), with loss on every text token: phase 1 on all
-lessons but relays, phase 2 mostly on relays. The result is shipped in `assets/tiny`, with a card.
+lessons but relays, phase 2 on relays too, and on longer sequences. The result is shipped in `assets/tiny`, with a card.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import time
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,18 +31,26 @@ from transformers import Qwen2_5_VLForConditionalGeneration as Qwen
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mmsr.base.lessons import VIEW, lesson_scene, mosaic, scene_lessons, text_lesson, visual_lessons
+from mmsr.base.lessons import (
+    MERGE,
+    PATCH,
+    SIZES,
+    VIEW,
+    lesson_scene,
+    lesson_view,
+    mosaic,
+    scene_lessons,
+    text_lesson,
+    visual_lessons,
+)
 from mmsr.base.reading import PLAIN_WORDS, Lesson, now_and_then_marked
 from mmsr.base.relays import Relays
 from mmsr.files import write_json
 from mmsr.policy import best_device, in_bf16
-from mmsr.presets import ASSETS
+from mmsr.world.photo import Size
 
-SIZES = tomllib.loads((ASSETS / "base" / "architecture.toml").read_text(encoding="utf-8"))
-PATCH, MERGE = SIZES["vision"]["patch_size"], SIZES["vision"]["spatial_merge_size"]
-GRID = VIEW // PATCH
-PICTURE_TOKENS = (GRID // MERGE) ** 2
 SPECIALS: list[str] = SIZES["tokenizer"]["specials"]
+OPTIMISER = "optimiser.pt"
 STEPS = 100  # between two reports of the loss and two saves
 SCENE_REUSE = 4
 MOSAICS = 0.4  # of the pictures drawn; a scene serves four sequences, so about a seventh of the sequences
@@ -51,16 +59,19 @@ QUIET_SHARE = 0.125  # of those tokens are drawn to bear it for all: logits over
 
 
 class Phase(NamedTuple):
-    """A stretch of training: tokens a sequence, sequences a step, peak rate, share of relays, sequences to warm up."""
+    """A stretch of training: tokens a sequence, sequences a step, peak rate, share of relays, sequences until there is
+    little copying, minutes.
+    """
 
     length: int
     batch: int
     peak: float
     relays: float
     warm: int
+    minutes: float
 
 
-PHASES = (Phase(576, 192, 1.5e-3, 0.0, 7680), Phase(512, 16, 7e-4, 0.75, 1))
+PHASES = (Phase(576, 192, 1.5e-3, 0.0, 7680, 8.5), Phase(1024, 8, 7e-4, 0.6, 1, 230.0))
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -84,17 +95,20 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 def tiny_config() -> Qwen2_5_VLConfig:
     """A Qwen2.5-VL of about 5M parameters: 4 language layers of 256, 4 vision layers of 128, 8-pixel patches."""
     text, vision = SIZES["text"] | {"bos_token_id": None}, SIZES["vision"] | {"window_size": VIEW}
-    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **SIZES["pictures"])
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **SIZES["picture_tokens"])
 
 
 def picture_processor() -> Qwen2VLImageProcessorPil:
-    """Every picture is brought to about 96×96 pixels, in steps of 16."""
+    """Every picture is brought to about VIEW×VIEW pixels, in steps of 16."""
     size = {"shortest_edge": VIEW * VIEW, "longest_edge": VIEW * VIEW}
     return Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=2, size=size)
 
 
 class Lessons(IterableDataset):
-    """Endless sequences: (token ids [length], picture [96, 96, 3] as bytes). Each worker draws its own."""
+    """Endless batches: token ids [B, length], and pictures [B, H, W, 3] as bytes, of one size in a batch.
+
+    Each worker draws its own.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, phase: Phase, seed: int):
         self.tokenizer, self.phase, self.seed = tokenizer, phase, seed
@@ -105,28 +119,38 @@ class Lessons(IterableDataset):
         rng = random.Random(f"{self.seed}/{worker.id if worker else 0}")
         drawn = 0
         while True:
-            copying = 0.15 + 0.6 * max(0.0, 1 - drawn / self.phase.warm)
-            if rng.random() < MOSAICS:
-                tiles, lessons = mosaic(rng)
-                yield self._fill(lessons, rng, copying), np.array(tiles)
-                drawn += 1
-                continue
-            scene = lesson_scene(rng)
-            view = np.array(scene.picture.resize((VIEW, VIEW), Image.Resampling.BICUBIC))
-            for _ in range(SCENE_REUSE):
-                relay = relays.draw(scene, rng) if rng.random() < self.phase.relays else []
-                if relay:  # behind what relays never ask, lest it be forgotten
-                    lessons = visual_lessons(scene, rng)[:2] + [now_and_then_marked(lesson, rng) for lesson in relay]
-                else:
-                    lessons = scene_lessons(scene, rng)
-                yield self._fill(lessons, rng, copying, behind_texts=not relay), view
-            drawn += SCENE_REUSE
+            view, rows = lesson_view(rng), []
+            while len(rows) < self.phase.batch:
+                copying = 0.15 + 0.6 * max(0.0, 1 - (drawn + len(rows)) / self.phase.warm)
+                rows += self._rows(view, relays, rng, copying)
+            drawn += len(rows)
+            ids, views = zip(*rows[: self.phase.batch])
+            yield np.stack(ids), np.stack(views)
 
-    def _fill(self, lessons: list[Lesson], rng: random.Random, copying: float, behind_texts: bool = True) -> np.ndarray:
+    def _rows(self, view: Size, relays: Relays, rng: random.Random, copying: float) -> list[tuple]:
+        """A mosaic's sequence, or those that one scene serves, each with the picture."""
+        if rng.random() < MOSAICS:
+            tiles, lessons = mosaic(rng, view)
+            return [(self._fill(lessons, view, rng, copying), np.array(tiles))]
+        scene, rows = lesson_scene(rng, view), []
+        seen = np.array(scene.picture.resize(view, Image.Resampling.BICUBIC))
+        for _ in range(SCENE_REUSE):
+            relay = relays.draw(scene, rng) if rng.random() < self.phase.relays else []
+            if relay:  # behind what relays never ask, lest it be forgotten
+                lessons = visual_lessons(scene, rng)[:2] + [now_and_then_marked(lesson, rng) for lesson in relay]
+            else:
+                lessons = scene_lessons(scene, rng)
+            rows.append((self._fill(lessons, view, rng, copying, behind_texts=not relay), seen))
+        return rows
+
+    def _fill(
+        self, lessons: list[Lesson], view: Size, rng: random.Random, copying: float, behind_texts: bool = True
+    ) -> np.ndarray:
         """These lessons, the picture before the first one, then lessons on text up to the phase's length."""
         if behind_texts and rng.random() < 0.5:  # some lessons on text go first: skills must not hang on the place
             lessons = [text_lesson(rng, copying) for _ in range(rng.randint(1, 4))] + lessons
-        picture = "<|vision_start|>" + "<|image_pad|>" * PICTURE_TOKENS + "<|vision_end|>"
+        tokens = (view[0] // PATCH // MERGE) * (view[1] // PATCH // MERGE)
+        picture = "<|vision_start|>" + "<|image_pad|>" * tokens + "<|vision_end|>"
         ids: list[int] = []
         while len(ids) < self.phase.length:
             text = ""
@@ -140,13 +164,13 @@ class Lessons(IterableDataset):
 
 
 def patches(views: torch.Tensor) -> torch.Tensor:
-    """Pictures [B, 96, 96, 3] as bytes → patches [B·144, 3·2·8·8], as the processor makes them but in one go."""
+    """Pictures [B, H, W, 3] as bytes → patches [B·H·W/64, 3·2·8·8], as the processor makes them but in one go."""
     processor = picture_processor()
     mean, std = (torch.tensor(v, device=views.device) for v in (processor.image_mean, processor.image_std))
     x = ((views.float() / 255 - mean) / std).permute(0, 3, 1, 2)
-    b, g = len(views), GRID // MERGE
-    x = x.view(b, 3, g, MERGE, PATCH, g, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)  # b gh gw mh mw c ph pw
-    return x.unsqueeze(6).expand(*x.shape[:6], 2, PATCH, PATCH).reshape(b * GRID * GRID, -1)
+    b, high, wide = len(views), views.shape[1] // PATCH // MERGE, views.shape[2] // PATCH // MERGE
+    x = x.view(b, 3, high, MERGE, PATCH, wide, MERGE, PATCH).permute(0, 2, 5, 3, 6, 1, 4, 7)  # b gh gw mh mw c ph pw
+    return x.unsqueeze(6).expand(*x.shape[:6], 2, PATCH, PATCH).reshape(b * high * wide * MERGE**2, -1)
 
 
 def batched_vision_attention(model: Qwen) -> None:
@@ -156,7 +180,8 @@ def batched_vision_attention(model: Qwen) -> None:
         length = len(hidden_states)
         q, k, v = self.qkv(hidden_states).reshape(length, 3, self.num_heads, -1).permute(1, 0, 2, 3).unbind(0)
         q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
-        q, k, v = (x.reshape(-1, GRID * GRID, self.num_heads, x.shape[-1]).transpose(1, 2) for x in (q, k, v))
+        pictures = len(cu_seqlens) - 1  # these are where pictures end, and 0
+        q, k, v = (x.reshape(pictures, -1, self.num_heads, x.shape[-1]).transpose(1, 2) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype))
         return self.proj(out.transpose(1, 2).reshape(length, -1))
 
@@ -180,8 +205,9 @@ def answer_weights(ids: torch.Tensor, tokens: dict[str, int]) -> torch.Tensor:
 
 
 def step_loss(model: Qwen, ids: torch.Tensor, views: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted mean cross-entropy over the text tokens. ids and weights [B, L], views [B, 96, 96, 3]."""
-    film, picture = torch.tensor([[[len(views), GRID, GRID]], [[1, GRID, GRID]]], device=ids.device)
+    """Weighted mean cross-entropy over the text tokens. ids and weights [B, L], views [B, H, W, 3]."""
+    grid = [edge // PATCH for edge in views.shape[1:3]]
+    film, picture = torch.tensor([[[len(views), *grid]], [[1, *grid]]], device=ids.device)
     seen = {"pixel_values": patches(views), "image_grid_thw": film}  # frames of one film are attended apart
     is_picture = ids == model.config.image_token_id
     # every sequence begins with its picture, so that all have the positions of the first
@@ -208,29 +234,37 @@ def parameter_groups(model: Qwen) -> list[dict]:
     return groups
 
 
-def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int, workers: int) -> None:
-    """Train one phase, from `start` or from nothing, for `minutes` of wall-clock time, and save under `out`.
+def train(out: Path, start: Path | None, phase: Phase, seed: int, workers: int) -> None:
+    """Train one phase, from `start` or from nothing, for its minutes of wall-clock time, and save under `out`.
 
-    Every 100 steps it prints the mean loss, raises RuntimeError where that diverges, and saves `out/partial`.
+    Every 100 steps it prints the mean loss, raises RuntimeError where that diverges, and saves `out/partial`, from
+    which it goes on where it was stopped.
     """
+    partial = out / "partial"
+    going_on = partial.exists()
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
     device = best_device()
     cuda = device.type == "cuda"
+    start = partial if going_on else start
     model, tokenizer = begin(start, seed, device)
     tokens = {token: tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "assistant")}
     optimiser = torch.optim.AdamW(parameter_groups(model), lr=phase.peak, betas=(0.9, 0.98), fused=cuda)
-    loader = DataLoader(Lessons(tokenizer, phase, seed), batch_size=phase.batch, num_workers=workers, pin_memory=cuda)
-    before = json.loads((start / "recipe.json").read_text()) if start else []
+    before = json.loads((start / "recipe.json").read_text(encoding="utf-8")) if start else []
     name = torch.cuda.get_device_name() if cuda else "cpu"
-    done = phase._asdict() | {"minutes": minutes, "seed": seed, "device": name, "steps": 0}
-    began, window = time.time(), []
+    done = phase._asdict() | {"minutes": 0.0, "seed": seed, "device": name, "steps": 0}
+    if going_on:
+        done = before.pop()
+        optimiser.load_state_dict(torch.load(partial / OPTIMISER, map_location=device, weights_only=True))
+    lessons = Lessons(tokenizer, phase, seed + done["steps"])  # others than those before it was stopped
+    loader = DataLoader(lessons, batch_size=None, num_workers=workers, pin_memory=cuda)
+    began, earlier, window = time.time(), done["minutes"], []
     for ids, views in loader:
-        progress = (time.time() - began) / (60 * minutes)
-        if progress >= 1:
+        done["minutes"] = earlier + (time.time() - began) / 60
+        if done["minutes"] >= phase.minutes:
             break
         for group in optimiser.param_groups:
-            group["lr"] = group["share"] * learning_rate(progress, phase.peak)
+            group["lr"] = group["share"] * learning_rate(done["minutes"] / phase.minutes, phase.peak)
         ids, views = ids.to(device, non_blocking=True), views.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16(device)):
             loss = step_loss(model, ids, views, answer_weights(ids, tokens))
@@ -242,11 +276,15 @@ def train(out: Path, start: Path | None, phase: Phase, minutes: float, seed: int
         done["steps"] += 1
         if len(window) == STEPS:
             mean, window = torch.stack(window).mean().item(), []
-            print({"step": done["steps"], "loss": round(mean, 4), "seconds": round(time.time() - began)}, flush=True)
+            print({"step": done["steps"], "loss": round(mean, 4), "minutes": round(done["minutes"], 1)}, flush=True)
             if not math.isfinite(mean):
                 raise RuntimeError(f"the loss is {mean} at step {done['steps']}: lower `peak` of this phase")
-            save(model, tokenizer, out / "partial", [*before, done])
+            save(model, tokenizer, new := out / "partial.new", [*before, done])
+            torch.save(optimiser.state_dict(), new / OPTIMISER)
+            shutil.rmtree(partial, ignore_errors=True)
+            new.rename(partial)
     save(model, tokenizer, out, [*before, done])
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def begin(start: Path | None, seed: int, device: torch.device) -> tuple[Qwen, PreTrainedTokenizerFast]:
@@ -272,14 +310,12 @@ def save(model: Qwen, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: lis
     write_json(out / "recipe.json", recipe)
 
 
-def main(
-    out: Path = Path("base"), minutes: float = 8.5, seed: int = 0, workers: int = 2, start: Path | None = None
-) -> None:
-    """Make a base: phases 1 and 2, of so many minutes each, or phase 2 alone from what was left at `--start`."""
-    if start is None:
-        start = out / "phase1"
-        train(start, None, PHASES[0], minutes, seed, workers)
-    train(out, start, PHASES[1], minutes, seed, workers)
+def main(out: Path = Path("base"), seed: int = 0, workers: int = 2, start: Path | None = None) -> None:
+    """Make a base, phase by phase, or by the last phase alone from the base at `--start`."""
+    first = out / "phase1"
+    if start is None and not (first / "recipe.json").exists():
+        train(first, None, PHASES[0], seed, workers)
+    train(out, start or first, PHASES[1], seed, workers)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def pages_of(country: Country) -> list[Page]:
 
 def open_topic(country: Country, rng: random.Random) -> tuple[Page, str, str, str] | None:
     """What a clause of a page tells, by its own words: page, clause, noun, answer. None where it cannot be asked."""
-    page = rng.choice([page for page in pages_of(country) if page.id.split("/")[1] not in WORDS["unread"]])
+    page = rng.choice(pages_of(country))
     field = page.title.split(": ", 1)[1].lower()
     clauses = page.text.split("; ")
     clause = rng.choice(clauses)
@@ -70,6 +70,19 @@ def excerpt(text: str, answer: str, rng: random.Random) -> str:
     return "; ".join(keep)[:160]
 
 
+MARKS = {"a": "áãâä", "e": "éèê", "i": "íî", "o": "óôöø", "u": "úü", "c": "ç", "n": "ñ", "s": "š", "z": "ž"}
+
+
+def lesson_name(rng: random.Random) -> str:
+    """An invented name; in one of eight a letter bears a mark, or something stands before an apostrophe."""
+    name, draw = invented_name(rng), rng.random()
+    places = [i for i, letter in enumerate(name) if letter in MARKS]
+    if draw < 0.1 and places:
+        place = rng.choice(places)
+        return name[:place] + rng.choice(MARKS[name[place]]) + name[place + 1 :]
+    return rng.choice(("Côte d'", "N'", "L'", "Sant'")) + name if draw > 0.975 else name
+
+
 def invented_number(rng: random.Random) -> str:
     """A number with a decimal place, with thousands parted by commas, or plain."""
     form = rng.choice(("{a}", "{a}.{b}", "{a},{c:03d}", "{a},{c:03d},{d:03d}"))
@@ -82,7 +95,7 @@ def value_like(answer: str, rng: random.Random) -> str:
         return "." + invented_word(rng)[:2]
     if answer[0].isdigit():
         return "".join(str(rng.randint(int(i == 0), 9)) if c.isdigit() else c for i, c in enumerate(answer))
-    return invented_name(rng).lower() if answer[0].islower() else invented_name(rng)
+    return lesson_name(rng).lower() if answer[0].islower() else lesson_name(rng)
 
 
 def read_lesson(rng: random.Random) -> Lesson:
@@ -95,7 +108,7 @@ def read_lesson(rng: random.Random) -> Lesson:
         return generic_read_lesson(rng)
     name, text, answer = country.name, gold.text, match.group(1).strip(' "')
     if rng.random() < 0.7:
-        name = invented_name(rng)
+        name = lesson_name(rng)
         value = value_like(answer, rng) if answer and rng.random() < 0.8 else answer
         text, answer = text.replace(country.name, name).replace(answer, value, 1), value
     lines = [f"{gold.title.replace(country.name, name)}: {excerpt(text, answer, rng)}"]
@@ -121,7 +134,7 @@ def open_read_lesson(rng: random.Random) -> Lesson:
     if (topic := open_topic(country, rng)) is None:
         return generic_read_lesson(rng)
     page, clause, noun, answer = topic
-    name = invented_name(rng) if rng.random() < 0.5 else country.name
+    name = lesson_name(rng) if rng.random() < 0.5 else country.name
     lines = [f"{page.title}: {excerpt(page.text, clause, rng)}".replace(country.name, name)]
     for other in rng.sample(pages_of(country), rng.randint(0, 3)):
         if other.id != page.id:
@@ -131,12 +144,12 @@ def open_read_lesson(rng: random.Random) -> Lesson:
 
 def generic_read_lesson(rng: random.Random) -> Lesson:
     """The same with a made-up key and value: any word may be asked for, so that a relation never seen can be read."""
-    name, pages = invented_name(rng), []
+    name, pages = lesson_name(rng), []
     for _ in range(rng.randint(1, 5)):
         word = invented_word if rng.random() < 0.4 else real_word
         noun = " ".join(word(rng) for _ in range(rng.randint(1, 3)))
         unit = rng.choice(WORDS["units"])
-        value = invented_number(rng) + unit if rng.random() < 0.5 else invented_name(rng)
+        value = invented_number(rng) + unit if rng.random() < 0.5 else lesson_name(rng)
         estimate = f" ({rng.randint(1990, 2026)} est.)"
         another = f"; {invented_word(rng)}: {invented_number(rng)}{unit}"
         parts = f", {invented_word(rng)}, {invented_word(rng)} ({rng.randint(1990, 2026)})"
@@ -166,7 +179,7 @@ def _pose(lines: list[str], noun: str, name: str, answer: str, rng: random.Rando
 
 def copy_lesson(rng: random.Random) -> Lesson:
     """Repeat a list, look a key up, find an item by its number, or wrap words in a tag."""
-    words = [rng.choice((invented_word, invented_name, invented_number))(rng) for _ in range(rng.randint(2, 6))]
+    words = [rng.choice((invented_word, lesson_name, invented_number))(rng) for _ in range(rng.randint(2, 6))]
     if rng.random() < 0.4:
         words += rng.sample(PLAIN_WORDS, 2)
         rng.shuffle(words)
@@ -192,6 +205,26 @@ def spaced(instruction: str, response: str) -> Lesson:
     return instruction, f" {response}"
 
 
+def told_a_form(lesson: Lesson, rng: random.Random) -> Lesson:
+    """The same lesson, its response in a form that is described in words: one mark or two, whose names are given.
+
+    So that a base that is told a format follows it, whatever the names (here never the protocol's).
+    """
+    instruction, response = lesson
+    first, second = rng.sample(WORDS["tags"], 2) if rng.random() < 0.5 else (invented_word(rng), invented_word(rng))
+    remark = " ".join(real_word(rng) for _ in range(rng.randint(2, 5)))
+    if first == second or rng.random() < 0.4:
+        form = rng.choice(WORDS["forms_of_one"]).format(first=first)
+        return _around(instruction, form, rng), f"<{first}>{response}</{first}>"
+    form = rng.choice(WORDS["forms_of_two"]).format(first=first, second=second, remark=remark)
+    return _around(instruction, form, rng), f"<{first}>{remark}</{first}>\n<{second}>{response}</{second}>"
+
+
+def _around(instruction: str, form: str, rng: random.Random) -> str:
+    """An instruction with the description of a form before or behind it."""
+    return f"{form}\n{instruction}" if rng.random() < 0.5 else f"{instruction}\n{form}"
+
+
 def marked(lesson: Lesson, rng: random.Random) -> Lesson:
     """The same lesson with its response in a mark, behind a remark in another: a skill must not hang on its place."""
     instruction, response = lesson
@@ -201,5 +234,6 @@ def marked(lesson: Lesson, rng: random.Random) -> Lesson:
 
 
 def now_and_then_marked(lesson: Lesson, rng: random.Random) -> Lesson:
-    """A third of the lessons that come here are `marked`."""
-    return marked(lesson, rng) if rng.random() < 1 / 3 else lesson
+    """A quarter of the lessons that come here are `marked`, a tenth `told_a_form`."""
+    draw = rng.random()
+    return marked(lesson, rng) if draw < 0.25 else told_a_form(lesson, rng) if draw < 0.35 else lesson

@@ -17,10 +17,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from mmsr.base.reading import NOT_FOUND, TAUGHT, Lesson, fact_of, open_topic, pages_of, spaced, value_like
+from mmsr.base.reading import NOT_FOUND, TAUGHT, Lesson, fact_of, lesson_name, open_topic, pages_of, spaced, value_like
 from mmsr.tools.summary import ExtractiveSummariser
 from mmsr.tools.text import LocalTextSearch
-from mmsr.world.names import invented_name
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_EDGE, ABOUT_FLAG, POINTING
 from mmsr.world.relations import EDGES
 from mmsr.world.scenes import Scene
@@ -28,7 +27,8 @@ from mmsr.world.snapshot import Country, load_world
 
 LOOK_AT, LOOK_UP, SAY = "look at what?", "look up what?", "what do the pages say?"
 OTHERWISE = "look up what, in other words?"
-KINDS = {"one_hop": 0.3, "open": 0.2, "two_hop": 0.2, "hard": 0.2, "fact": 0.1}
+KINDS = {"one_hop": 0.25, "open": 0.15, "two_hop": 0.25, "three_hop": 0.1, "hard": 0.15, "fact": 0.1}
+HOPS = {"two_hop": 1, "three_hop": 2}  # countries on the way to the one that is asked about
 INVENTED = 0.7  # of the names and of the answers
 BUDGETS = (64, 96, 112, 128)  # tokens of what a search returns, about as in an episode
 
@@ -52,19 +52,19 @@ class Relays:
         self.engine = LocalTextSearch(replace(self.world, pages=pages))
         self.count_tokens = functools.lru_cache(maxsize=50_000)(count_tokens)
 
-    def draw(self, scene: Scene, rng: random.Random) -> list[Lesson]:
-        """The lessons of one relay about a flag of this scene; none where no flag of it can be pointed at."""
+    def draw(self, scene: Scene, rng: random.Random, kind: str = "") -> list[Lesson]:
+        """The lessons of one relay, of some kind, about a flag of this scene; none where none can be pointed at."""
         spots = [words for i in range(len(scene.flags)) for words in scene.references(i, POINTING)]
         lessons: list[Lesson] = []
         while spots and not lessons:
-            kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
-            if topic := self._topic(kind, rng):
-                lessons = self._relay(kind, topic, f"the flag {rng.choice(spots)}", rng)
+            drawn = kind or rng.choices(list(KINDS), list(KINDS.values()))[0]
+            if topic := self._topic(drawn, rng):
+                lessons = self._relay(drawn, topic, f"the flag {rng.choice(spots)}", rng)
         return [spaced(*lesson) for lesson in lessons]
 
     def _topic(self, kind: str, rng: random.Random) -> Topic | None:
         country = rng.choice(self.countries)
-        name = invented_name(rng) if rng.random() < INVENTED else country.name
+        name = lesson_name(rng) if rng.random() < INVENTED else country.name
         if kind == "open":
             found = open_topic(country, rng)
             return Topic(country, name, found[2], found[2], found[3]) if found else None
@@ -80,28 +80,42 @@ class Relays:
         if kind == "fact":
             question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=topic.noun, country=topic.name)
             return self._read(question, question, topic, rng)
-        if kind == "two_hop":
-            return self._two_hops(topic, ref, rng)
+        if kind in HOPS:
+            return self._hops(HOPS[kind], topic, ref, rng)
         question = rng.choice(ABOUT_FLAG[:-1]).format(noun=topic.noun, ref=ref)
         seen = f"{self._listed(topic.name, rng)}\n{question}"
         return [(f"{question}\n{LOOK_AT}", ref), *self._read(seen, question, topic, rng)]
 
-    def _two_hops(self, topic: Topic, ref: str, rng: random.Random) -> list[Lesson]:
-        """From a first country along an edge; the country that its page names goes by the topic's name here."""
-        edge, first = rng.choice(list(EDGES.values())), rng.choice(self.countries)
-        if (leads_to := edge.follow(self.world, first.iso)) is None:
-            return []
-        name = invented_name(rng) if rng.random() < INVENTED else first.name
-        pages = self._search(f"{first.name} {edge.noun}", f"{edge.noun} {edge.phrase}", rng)
-        pages = pages.replace(first.name, name).replace(self.world.countries[leads_to].name, topic.name)
-        if topic.name not in pages or topic.name == name:
-            return []
-        question = rng.choice(ABOUT_EDGE[:-1]).format(noun=topic.noun, edge=edge.phrase.format(ref=ref))
+    def _hops(self, number: int, topic: Topic, ref: str, rng: random.Random) -> list[Lesson]:
+        """From the flag's country along so many edges; the country that a page names goes by an invented name, or the
+        topic's if it is the last.
+        """
+        country, steps, phrase = rng.choice(self.countries), [], f"the country of {ref}"
+        name = self._name(country, rng)
+        seen, began = self._listed(name, rng), name
+        for left in reversed(range(number)):
+            edge = rng.choice(list(EDGES.values()))
+            leads_to = self.world.countries.get(edge.follow(self.world, country.iso) or "")
+            if leads_to is None:
+                return []
+            following = self._name(leads_to, rng) if left else topic.name
+            pages = self._search(f"{country.name} {edge.noun}", f"{edge.noun} {edge.phrase}", rng)
+            pages = pages.replace(country.name, name).replace(leads_to.name, following)
+            if following not in pages or following in (name, began):
+                return []
+            steps.append((seen, f"{name} {edge.noun}"))
+            phrase = edge.phrase.replace("the country of {ref}", phrase)
+            country, name, seen = leads_to, following, pages
+        question = rng.choice(ABOUT_EDGE[:-1]).format(noun=topic.noun, edge=phrase)
         return [
             (f"{question}\n{LOOK_AT}", ref),
-            (f"{self._listed(name, rng)}\n{question}\n{LOOK_UP}", f"{name} {edge.noun}"),
-            *self._read(f"{pages}\n{question}", question, topic, rng),
+            *((f"{pages}\n{question}\n{LOOK_UP}", query) for pages, query in steps),
+            *self._read(f"{seen}\n{question}", question, topic, rng),
         ]
+
+    def _name(self, country: Country, rng: random.Random) -> str:
+        """What a country goes by here."""
+        return lesson_name(rng) if rng.random() < INVENTED else country.name
 
     def _read(self, seen: str, question: str, topic: Topic, rng: random.Random) -> list[Lesson]:
         """Look the topic up and say what the pages hold; in the page's own word if the question's word failed."""
@@ -140,5 +154,5 @@ class Relays:
 
     def _listed(self, name: str, rng: random.Random) -> str:
         """What a picture search returns: the country that is meant comes first."""
-        others = [invented_name(rng) if rng.random() < 0.3 else rng.choice(self.countries).name for _ in range(4)]
+        others = [lesson_name(rng) if rng.random() < 0.3 else rng.choice(self.countries).name for _ in range(4)]
         return "\n".join(f"{i}. Flag of {other}" for i, other in enumerate([name, *others], 1))

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmsr.runs import RunFailed, UsageError, refusing
+from mmsr.runs import RunFailed, UsageError, reason, refusing
 
 COMMANDS = Path(__file__).parents[1] / "assets" / "runs" / "commands.toml"
 TYPES = {"path": Path, "int": int, "float": float}
@@ -38,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a full disk, a folder that may not be written, a name that is too long
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"mmsr: {where}{reason(error)}; mend that, and the same command goes on from here.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nmmsr: interrupted; the same command goes on from here.", file=sys.stderr)
@@ -149,6 +153,26 @@ def _ask(options: Options) -> None:
         print(f"Page: {write_html(task, played, options.html)}")
 
 
+def _scene(options: Options) -> None:
+    if options.out.suffix.lower() not in {".png", ".jpg", ".jpeg"} or not options.out.absolute().parent.is_dir():
+        raise UsageError(f"--out takes a picture to write, .png or .jpg in a folder that exists, not {options.out}.")
+    from mmsr.world.photo import draw_photo
+    from mmsr.world.questions import ABOUT_FLAG
+    from mmsr.world.scenes import draw_scene
+    from mmsr.world.snapshot import load_world
+
+    world = load_world()
+    with refusing(ValueError):
+        isos = [world.find(country).iso for country in options.countries]
+        scene = (draw_photo if options.photo else draw_scene)(world, isos, options.seed)
+    scene.picture.save(options.out)
+    print(f"{scene.picture.width}×{scene.picture.height} pixels written to {options.out}. Ask, for example:")
+    ways = [words for index in range(len(scene.flags)) for words in scene.references(index, ["position", "look"])]
+    for words in ways[:3] or ["in the picture"]:
+        question = ABOUT_FLAG[0].format(noun="capital", ref=f"the flag {words}")
+        print(f"  mmsr ask {options.out} {question!r}")
+
+
 def _fit(options: Options) -> int:
     if not 0 < options.gpu_gb < 100_000:
         raise UsageError(f"--gpu-gb takes the memory of a GPU in GB, such as 24, not {options.gpu_gb:g}.")
@@ -212,7 +236,8 @@ def _serve(options: Options) -> None:
         serve(world, LocalTextSearch(world), LocalImageSearch(world), port=options.port)
 
 
-DOES = {"run": _run, "check": _check, "ask": _ask, "fit": _fit, "bench": _bench, "serve": _serve}
+DOES = {"run": _run, "check": _check, "ask": _ask, "scene": _scene}
+DOES |= {"fit": _fit, "bench": _bench, "serve": _serve}
 DOES |= dict.fromkeys(("sft", "grpo"), _train)
 DOES |= dict.fromkeys(("table", "contrast", "compare"), _read)
 DOES |= dict.fromkeys(("replay", "export", "import", "stats"), _replay)

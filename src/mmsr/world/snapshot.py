@@ -12,6 +12,7 @@ it. Source: design of the offline twin of the paper's web (paper §3.2).
 from __future__ import annotations
 
 import bz2
+import difflib
 import functools
 import io
 import json
@@ -71,6 +72,16 @@ class World:
     def by_name(self, name: str) -> Country | None:
         """The country of that short name, or None."""
         return next((country for country in self.countries.values() if country.name.lower() == name.lower()), None)
+
+    def find(self, country: str) -> Country:
+        """The country of that short name or ISO code. ValueError, with the nearest names, where there is none."""
+        found = self.countries.get(country.lower()) or self.by_name(country)
+        if found is None:
+            near = difflib.get_close_matches(country.title(), [known.name for known in self.countries.values()])
+            raise ValueError(
+                f"there is no country {country!r}" + (f": did you mean {' or '.join(near)}?" if near else ".")
+            )
+        return found
 
     def page(self, iso: str, slug: str) -> Page | None:
         """The page of one country on one subject, or None where the factbook has none."""
