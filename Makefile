@@ -1,6 +1,7 @@
 # make run     the five notebooks on the tiny preset: make run ARGS="--name mine --seed 1 -p key=value"
 # make check   whether this machine gives the committed smoke run's digits: make check ARGS="--preset tiny" for the whole
 # make test    the tests:                             make test ARGS="tests/test_runs.py"
+# make faults  runs killed, damaged and disturbed, about an hour: what was tried, what was lost
 # make lab     JupyterLab on the notebooks
 # make setup   only the environment, in .venv; another interpreter: make setup PYTHON=python3.12
 # make lint    style
@@ -11,7 +12,7 @@ ARGS ?=
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: run check test lab setup lint clean
+.PHONY: run check test faults lab setup lint clean
 
 run: setup
 	$(VENV)/bin/mmsr run $(ARGS)
@@ -21,6 +22,9 @@ check: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+faults: setup
+	$(VENV)/bin/python -m pytest -m slow tests/faults $(ARGS)
 
 lab: setup
 	cd notebooks && ../$(VENV)/bin/jupyter lab $(ARGS)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from damage import DAMAGES, cut_at_a_line, damage
 from small_policy import tiny
 
 from mmsr.ablation import oracle
@@ -23,6 +24,7 @@ from mmsr.data import (
     to_messages,
 )
 from mmsr.env import Trajectory, TurnRecord
+from mmsr.files import FileDamaged
 from mmsr.lab import open_tools
 from mmsr.presets import get_preset
 from mmsr.protocol import UNABLE, Answer, parse_turn
@@ -184,3 +186,17 @@ def fail_at(call: int):
         return "{}"
 
     return dumps
+
+
+@pytest.mark.parametrize("how", [*DAMAGES, "cut at a line"])
+def test_damaged_data_is_named_and_never_trained_on(how: str, tmp_path: Path) -> None:
+    examples, _ = built()
+    for name in ("data.jsonl", "card.json", f"pictures/{examples[0].question.id}.png"):
+        save_examples(examples, tmp_path, made().card())
+        (cut_at_a_line if how == "cut at a line" else functools.partial(damage, how=how))(tmp_path / name)
+        with pytest.raises(FileDamaged, match=r"(data\.jsonl|card\.json|\.png) is damaged: run notebook 01 again\."):
+            load_examples(tmp_path)
+    save_examples(examples, tmp_path, made().card())
+    (tmp_path / "pictures" / f"{examples[0].question.id}.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"\.png is not there: run notebook 01 again\."):
+        load_examples(tmp_path)

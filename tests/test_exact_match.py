@@ -25,6 +25,14 @@ LATIN = st.text(st.characters(max_codepoint=255), max_size=40)
         ("１２ km²", "12 km2"),
         ("A", "a"),
         ("an apple (red)", "apple red"),
+        ("–5 °C", "-5 °C"),
+        ("— 5 °C", "−5 °C"),
+        ("‒$5", "-$5"),
+        ("Bogota", "Bogotá"),
+        ("ISTANBUL", "İstanbul"),
+        ("Tromsø", "tromsø"),
+        ("Nai\u200brobi\u00ad", "Nairobi"),
+        ("New\tYork\n", "new york"),
     ],
 )
 def test_same_answer(answer: str, gold: str) -> None:
@@ -43,6 +51,14 @@ def test_same_answer(answer: str, gold: str) -> None:
         ("?", "!"),
         ("Niger", "Nigeria"),
         ("a", "the"),
+        *((f"{dash}5 °C", "5 °C") for dash in "-‐‑‒–—―−➖﹣－⁻"),
+        ("– 5 °C", "5 °C"),
+        ("-$5", "$5"),
+        ("कि", "की"),
+        ("か", "が"),
+        ("5 km", "5 kilometres"),
+        ("1st", "first"),
+        ("2", "two"),
     ],
 )
 def test_another_answer(answer: str, gold: str) -> None:
@@ -52,6 +68,11 @@ def test_another_answer(answer: str, gold: str) -> None:
 def test_ranges_and_names_with_numbers_are_not_negative() -> None:
     assert normalise("1939-1945") == "1939 1945"
     assert normalise("COVID-19") == "covid 19"
+    assert normalise("1939–1945") == normalise("1939 – 1945") == "1939 1945"
+
+
+def test_a_tower_of_marks_is_read_in_time() -> None:
+    assert exact_match("Li" + "\u0301\u0316" * 25_000 + "ma", ["Lima"])  # to sort them takes seconds
 
 
 def test_no_golds_match_nothing() -> None:

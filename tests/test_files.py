@@ -1,15 +1,33 @@
-"""A journal keeps every row that was added, belongs to one process, and names what is broken."""
+"""Files come back as they were written or are named as damaged; a journal keeps every row that was added."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from damage import DAMAGES, damage
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from mmsr.files import Journal, JournalError, Stopped, fill, total_usage
+from mmsr.files import (
+    FileDamaged,
+    Journal,
+    JournalError,
+    Stopped,
+    check_seal,
+    fill,
+    read_json,
+    read_rows,
+    read_table,
+    seal,
+    total_usage,
+    write_json,
+    write_rows,
+)
 from mmsr.tools.base import USAGE, FatalToolError, ToolError
 
 
@@ -151,3 +169,76 @@ def test_what_a_row_has_taken_is_kept_with_it_and_summed(tmp_path: Path) -> None
             "judge": {"calls": 1, "prompt_tokens": 10, "completion_tokens": 2, "cost": 0.1},
             "teacher": {"calls": 6, "prompt_tokens": 60, "completion_tokens": 6, "cost": 0.6},
         }
+
+
+# --- lines and damage -------------------------------------------------------------------------------------------------
+
+ANY = st.text(st.characters() | st.sampled_from("\u2028\u2029\x85\x0b\x0c\x1c\x1e\r\n\ud83d\udc00"), max_size=20)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.dictionaries(st.sampled_from("abc"), ANY | st.integers() | st.none())))
+def test_rows_come_back_as_they_were_whatever_their_text(rows: list[dict], tmp_path: Path) -> None:
+    rows = [json.loads(json.dumps(row)) for row in rows]  # halves of a pair that stand together are one letter
+    write_rows(tmp_path / "rows.jsonl", rows)
+    assert read_rows(tmp_path / "rows.jsonl", "") == rows
+    (tmp_path / "j").unlink(missing_ok=True)
+    with Journal(tmp_path / "j") as kept:
+        for number, row in enumerate(rows):
+            kept.add(str(number), row)
+    with Journal(tmp_path / "j") as kept:
+        assert [kept[str(number)] for number in range(len(rows))] == rows
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_file_is_named_with_what_to_do(how: str, tmp_path: Path) -> None:
+    value, rows, table = (tmp_path / name for name in ("a.json", "a.jsonl", "a.csv"))
+    write_json(value, {"a": 1.0, "b": 2.0})
+    write_rows(rows, [{"a": 1}])
+    table.write_text("step,loss,grad_norm\n1,0.5,0.1\n2,0.25,0.1\n")
+    reads = {
+        value: lambda: read_json(value, dict[str, float], "make it first"),
+        rows: lambda: read_rows(rows, "make it first"),
+        table: lambda: read_table(table, ["step", "loss"], "make it first"),
+    }
+    for path, read in reads.items():
+        assert read()
+        damage(path, how)
+        if (path, how) == (rows, "empty"):
+            assert read() == []  # as many lines as were written: the reader says whether that can be
+            continue
+        with pytest.raises(FileDamaged, match=f"^{re.escape(str(path))} is damaged: make it again\\.$"):
+            read()
+        path.unlink()
+        with pytest.raises(FileNotFoundError, match=f"^{re.escape(str(path))} is not there: make it first\\.$"):
+            read()
+
+
+def test_a_sealed_folder_tells_which_file_has_changed(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("a.bin", "deep/b.bin", "README.md"):
+        (tmp_path / name).write_bytes(bytes(range(100)))
+    check_seal(tmp_path, "")  # was never sealed
+    seal(tmp_path)
+    (tmp_path / "README.md").write_text("a note")
+    check_seal(tmp_path, "")
+    damage(tmp_path / "deep" / "b.bin", "zeroed")
+    with pytest.raises(FileDamaged, match=r"b\.bin is damaged: train it again\."):
+        check_seal(tmp_path, "train it again")
+    (tmp_path / "deep" / "b.bin").unlink()
+    with pytest.raises(FileDamaged, match=r"b\.bin is damaged"):
+        check_seal(tmp_path, "train it again")
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_half_of_a_new_one(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    write_json(tmp_path / "a.json", [1])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(OSError) as full:
+            write_json(tmp_path / "a.json", ["x" * 100_000])
+        assert Path(full.value.filename) == tmp_path / "a.json"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_json(tmp_path / "a.json", list[int], "") == [1] and len(list(tmp_path.iterdir())) == 1

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from damage import DAMAGES, damage
 from PIL import Image
 from small_funnel import PRESET, Made, make, questions, tools
 
 from mmsr import data, files
 from mmsr.env import SearchEnv
+from mmsr.files import FileDamaged
 from mmsr.protocol import Answer, TextSearch, Turn, render_turn
 from mmsr.task import FileQuestion
 from mmsr.teacher import FunnelError, Player, scripted
@@ -149,6 +151,19 @@ def test_the_size_of_the_balanced_set_needs_no_new_episodes(tmp_path: Path, monk
 def test_two_questions_of_one_id_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FunnelError, match="same id"):
         make(tmp_path, asked=[*questions(), questions()[0]])
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_funnel_that_forgot_its_settings_says_how_to_go_on(how: str, whole: Made, tmp_path: Path) -> None:
+    make(tmp_path)
+    damage(tmp_path / "funnel" / "begun.json", how)
+    with pytest.raises(
+        FileDamaged, match=r"begun\.json is damaged: delete it to go on under the same settings, or its"
+    ):
+        make(tmp_path)
+    (tmp_path / "funnel" / "begun.json").unlink()
+    again = make(tmp_path)
+    assert again.base.batches == [] and again.files == whole.files
 
 
 # --- questions from elsewhere -----------------------------------------------------------------------------------------

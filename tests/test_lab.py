@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from local_llm import local_llm
 from small_policy import tiny
 
 from mmsr.env import Tools
+from mmsr.files import FileDamaged, seal
 from mmsr.lab import Lab, open_tools
 from mmsr.live.outside import connect, settings
 from mmsr.live.roles import Shortened
 from mmsr.live.serve import running
+from mmsr.policy import TINY_DIR
 from mmsr.presets import get_preset
 from mmsr.tools.base import Hit
 from mmsr.tools.ground import BaseGrounder
@@ -123,3 +126,22 @@ def test_every_field_of_a_preset_can_be_changed_also_by_text() -> None:
     assert (size.grpo_steps, size.sft_lr, size.four_bit, outside.budget_calls) == (8, 1e-4, True, 20)
     size = settings("qwen3b", {"policy": "/data/mine", "prompts": {"locate": "where is {expression}?"}})[0]
     assert size.revision is None and size.prompts.locate.startswith("where") and "reason" in size.prompts.first_turn
+
+
+def test_another_runs_folder_without_adapters_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"adapters=.*typo holds neither sft/adapter nor grpo/adapter: give a trained"):
+        Lab(tmp_path / "run", adapters=tmp_path / "typo")
+
+
+def test_a_policy_with_a_damaged_adapter_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "sft" / "adapter"
+    shutil.copytree(TINY_DIR / "agent", folder)
+    lab = Lab(tmp_path)
+    assert lab.policy("sft").name == "tiny"
+    seal(folder)
+    weights = folder / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1000:] = bytes(1000)
+    weights.write_bytes(data)
+    with pytest.raises(FileDamaged, match=r"adapter_model\.safetensors is damaged: train it again, or give another\."):
+        lab.policy("sft")

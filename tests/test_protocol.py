@@ -18,13 +18,14 @@ from mmsr.protocol import (
     ProtocolError,
     TextSearch,
     Turn,
+    is_blank,
     parse_turn,
     render_observation,
     render_turn,
     sanitise,
 )
 
-FIELD = st.text(st.characters(exclude_characters="<>"), max_size=60).map(str.strip).filter(bool)
+FIELD = st.text(st.characters(exclude_characters="<>"), max_size=60).map(str.strip).filter(lambda t: not is_blank(t))
 EDGE = st.integers(0, 99_998)
 BOX = st.tuples(EDGE, EDGE, st.integers(1, 99_999), st.integers(1, 99_999)).filter(
     lambda b: b[0] < b[2] and b[1] < b[3]
@@ -120,6 +121,19 @@ def test_a_malformed_turn_is_refused_with_its_reason(text: str, why: str) -> Non
         parse_turn(text)
 
 
+UNSEEN = "\u200b|\u2060 \ufeff|\u00ad|\ufe0f|\u0301|\u034f|\u115f|\u3164|\uffa0|\u2800|\ue000".split("|")
+
+
+@pytest.mark.parametrize("nothing", UNSEEN)
+def test_text_that_cannot_be_seen_is_no_text(nothing: str) -> None:
+    with pytest.raises(ProtocolError, match="reason is empty"):
+        parse_turn(f"<reason>{nothing}</reason><answer>Lima</answer>")
+    for tag in ("answer", "text_search", "img_search"):
+        with pytest.raises(ProtocolError, match=f"<{tag}> must hold"):
+            parse_turn(f"{OK}<{tag}>{nothing}</{tag}>")
+    assert parse_turn(f"{OK}<answer>Li{nothing}ma</answer>").action == Answer(f"Li{nothing}ma")
+
+
 @given(st.builds(Turn, FIELD, ACTION), st.data())
 @settings(max_examples=200, deadline=None)
 def test_a_turn_that_is_cut_off_is_refused(turn: Turn, data: st.DataObject) -> None:
@@ -205,6 +219,26 @@ def test_the_test_of_harm_sees_harm() -> None:
     for text in ("<answer>", "<|im_end|>", "a ＜ b"):
         with pytest.raises(AssertionError):
             harmless(text)
+
+
+def folded_whole(text: str) -> str:
+    """The text made harmless by folding the whole of it twice: what `sanitise` does, in quadratic time."""
+    seen = (c for c in unicodedata.normalize("NFKC", text) if c == "\n" or unicodedata.category(c)[0] != "C")
+    return unicodedata.normalize("NFKC", "".join(seen)).replace("<", "‹").replace(">", "›")
+
+
+@given(st.text(max_size=25))
+@example("\u1e9b\u0323 \ufb01 \u2126 \uac00\u11a8 \u0344\u0958")
+@settings(max_examples=400, deadline=None)
+def test_a_text_is_folded_as_if_it_were_folded_whole(text: str) -> None:
+    assert sanitise(text) == folded_whole(text)
+
+
+@pytest.mark.parametrize("between", ["", "\u200d"])
+def test_marks_are_stacked_no_higher_than_letters_have_them(between: str) -> None:
+    """To sort 50,000 of them, as folding does, takes seconds."""
+    clean = sanitise("e" + between.join("\u0301\u0316" * 25_000) + " Nguyễn Thị, कि, 각")
+    assert len(clean) < 60 and clean.endswith(" Nguyễn Thị, कि, 각") and sanitise(clean) == clean
 
 
 def test_plain_text_stays_and_so_do_its_lines() -> None:

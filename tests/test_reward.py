@@ -20,6 +20,7 @@ MALFORMED = [
     "gold",
     "<answer>gold</answer>",
     "<reason></reason><answer>gold</answer>",
+    "<reason>\u200b</reason><answer>gold</answer>",
     "<reason>a</reason><answer>gold",
     "<reason>a</reason><answer>gold</answer> yes",
     "<reason>a</reason><text_search>b</text_search><answer>gold</answer>",

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import csv
+import functools
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import trl
+from damage import DAMAGES, cut_at_a_line, damage
 from safetensors.torch import load_file
 from stub_tools import Engine
+from transformers import TrainerState
 
 from mmsr import grpo
 from mmsr.ablation import oracle
 from mmsr.data import Example, to_messages
 from mmsr.decode import Row
 from mmsr.env import SearchEnv
+from mmsr.files import FileDamaged
 from mmsr.grpo import first_and_last, train_grpo
 from mmsr.lab import open_tools
 from mmsr.live.limits import BudgetSpent
@@ -27,7 +34,7 @@ from mmsr.presets import get_preset
 from mmsr.sft import train_sft
 from mmsr.task import Task
 from mmsr.teacher import Teacher
-from mmsr.training import StepCSV
+from mmsr.training import StepCSV, last_checkpoint
 from mmsr.with_trl import EpisodeTrainer
 from mmsr.world.questions import make_questions
 
@@ -274,6 +281,95 @@ def test_a_spent_budget_ends_grpo(cold: Trained, tmp_path: Path, monkeypatch: py
 def test_nothing_to_learn_from_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="run notebook 01 with more questions"):
         train_sft(load_policy("tiny"), [], [], PRESET, tmp_path, seed=0)
+
+
+# --- what a kill or a disk has spoilt ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("point", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state", "save_to_json"])
+def test_a_kill_in_the_middle_of_a_save_goes_on_from_the_checkpoint_before_it(
+    point: str, cold: Trained, examples: list[Example], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    owner = TrainerState if point == "save_to_json" else trl.SFTTrainer
+    real = getattr(owner, point)
+
+    def killed(self, place, *args, **kwargs):
+        if "checkpoint-2" in str(place):
+            if point == "save_to_json":
+                Path(place).write_text('{"global_st')
+            raise Killed
+        return real(self, place, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, point, killed)
+        with pytest.raises(Killed):
+            sft(examples, tmp_path)
+    checkpoints = tmp_path / "checkpoints"
+    left = {path.name for path in checkpoints.glob("checkpoint-*")}
+    assert left == {"checkpoint-1"} | ({"checkpoint-2"} if point != "save_model" else set())
+    resumed, whole = sft(examples, tmp_path).model.state_dict(), cold.policy.model.state_dict()
+    assert all(torch.allclose(whole[name], resumed[name], atol=1e-6) for name in whole)
+    assert ("checkpoint-2 is not whole: removed, to go on from checkpoint-1" in capsys.readouterr().out) == (
+        len(left) > 1
+    )
+    assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert [row["step"] for row in rows(tmp_path / "sft.csv")] == ["1", "2"]
+
+
+def copied(cold: Trained, folder: Path, *steps: int) -> list[Path]:
+    """A folder of checkpoints of these steps, all whole."""
+    [real] = (cold.folder / "checkpoints").glob("checkpoint-*")
+    return [shutil.copytree(real, folder / f"checkpoint-{step}") for step in steps]
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "rng_state.pth", "adapter_model.safetensors"])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_is_named_unless_a_whole_one_lies_beside_it(
+    name: str, how: str, cold: Trained, tmp_path: Path
+) -> None:
+    older, newer = copied(cold, tmp_path, 9, 10)
+    damage(newer / name, how)
+    assert last_checkpoint(tmp_path) == str(older) and not newer.exists()
+    damage(older / name, how)
+    with pytest.raises(
+        FileDamaged, match=f"{name} is damaged: delete {re.escape(str(older))}, and the training begins"
+    ):
+        last_checkpoint(tmp_path)
+    assert older.exists()
+
+
+def test_a_first_checkpoint_that_is_half_saved_is_removed(cold: Trained, tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path / "none") is None
+    [half] = copied(cold, tmp_path, 1)
+    (half / "trainer_state.json").unlink()
+    assert last_checkpoint(tmp_path) is None and not half.exists()
+
+
+def test_a_checkpoint_without_hashes_is_gone_on_from(cold: Trained, tmp_path: Path) -> None:
+    [plain] = copied(cold, tmp_path, 7)
+    (plain / "sha256.json").unlink()  # an older version saved it
+    assert last_checkpoint(tmp_path) == str(plain)
+
+
+@pytest.mark.parametrize("how", [*DAMAGES, "cut at a line", "gone"])
+def test_a_table_without_the_steps_before_the_checkpoint_is_named(how: str, cold: Trained, tmp_path: Path) -> None:
+    table = Path(shutil.copy(cold.folder / "sft.csv", tmp_path))
+    args, state = SimpleNamespace(output_dir="sft/checkpoints"), SimpleNamespace(global_step=2)
+    StepCSV(table).on_train_begin(args, state, None)
+    if how == "gone":
+        table.unlink()
+    else:
+        (cut_at_a_line if how == "cut at a line" else functools.partial(damage, how=how))(table)
+    with pytest.raises(
+        (FileDamaged, FileNotFoundError), match=r"sft\.csv is .*: delete sft/checkpoints, and the train"
+    ):
+        StepCSV(table).on_train_begin(args, state, None)
+
+
+def test_the_mean_rewards_of_a_damaged_table_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "grpo.csv").write_text("step,loss\n1,0.5\n")
+    with pytest.raises(FileDamaged, match=r"grpo\.csv is damaged: delete it and the checkpoints beside it"):
+        first_and_last(tmp_path / "grpo.csv")
 
 
 # --- thrift -----------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from typing import Any
 from PIL import Image
 
 from mmsr.env import MAX_TURNS, SearchEnv, Tools, Trajectory, TurnRecord, first_messages
-from mmsr.files import Journal, fill, read_rows, total_usage, write_json, write_rows
+from mmsr.files import Journal, fill, read_json, read_rows, sha256, total_usage, undamaged, write_json, write_rows
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.protocol import UNABLE, Prompts, sanitise
@@ -113,8 +113,8 @@ def build(
 ) -> Built:
     """Play, check, keep what is right, label and balance, going on from what `folder` holds.
 
-    Raises FunnelError for a folder or questions that cannot be used, JournalError, and FatalToolError; what is finished
-    is kept then.
+    Raises FunnelError for a folder or questions that cannot be used, or of which nothing is left, JournalError, and
+    FatalToolError; what is finished is kept then.
     """
     if len({question.id for question in questions}) < len(questions):
         raise FunnelError("Two questions have the same id: each needs its own, since its work is kept under it.")
@@ -143,6 +143,10 @@ def build(
             funnel[name] = sum(candidate.label == name for candidate in candidates)
         chosen = balance(candidates, preset.data_examples, seed)
         funnel["balanced"] = len(chosen)
+        if not chosen:
+            left = ", ".join(f"{step} {count}" for step, count in funnel.items())
+            said = f"The data set would be empty ({left}): see in {kept['played'].path} what the teacher wrote"
+            raise FunnelError(f"{said}, and name another teacher or play more questions.")
         examples = [_example(candidate, kept["played"], preset.prompts) for candidate in chosen]
         usage = total_usage(list(kept.values()), [question.id for question in questions])
     return Built(examples, funnel, made_with, usage)
@@ -156,7 +160,7 @@ def begin(folder: Path, made_with: Mapping[str, Any]) -> None:
     """
     begun, wanted = folder / "begun.json", json.loads(json.dumps(made_with))
     if begun.exists():
-        known = json.loads(begun.read_text(encoding="utf-8"))
+        known = read_json(begun, dict, "delete it to go on under the same settings, or its folder to begin again")
         if known == wanted:
             return
         differences = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
@@ -365,7 +369,7 @@ def save_examples(examples: Sequence[Example], folder: Path, card: dict) -> None
     write_rows(folder / "data.jsonl", rows)
     for name in left - {row["picture"] for row in rows}:
         (pictures / name).unlink()
-    write_json(folder / "card.json", card)
+    write_json(folder / "card.json", card | {"data_sha256": sha256(folder / "data.jsonl")})
 
 
 def _save_picture(question: Asked, folder: Path) -> str:
@@ -382,13 +386,15 @@ def _save_picture(question: Asked, folder: Path) -> str:
 
 
 def load_examples(folder: Path) -> tuple[list[Example], list[Image.Image]]:
-    """Examples and their pictures. Raises FileNotFoundError, saying what to run, where the data is not complete."""
+    """Examples and their pictures. Raises FileNotFoundError or FileDamaged, saying what to run, for data not whole."""
     if not (folder / "card.json").exists():
         raise FileNotFoundError(f"{folder} holds no finished data set: run notebook 01 first.")
-    examples, pictures = [], []
-    for row in read_rows(folder / "data.jsonl", "run notebook 01 again"):
+    examples, pictures, remedy = [], [], "run notebook 01 again"
+    known = read_json(folder / "card.json", dict, remedy).get("data_sha256", "")
+    for row in read_rows(folder / "data.jsonl", remedy, known):
         kind = Question if "scene_seed" in row["question"] else FileQuestion
         question = kind.from_dict(row["question"])
         examples.append(Example(question, row["label"], row["messages"], row["trajectory"]))
-        pictures.append(read_picture((folder / "pictures" / row["picture"]).read_bytes()))
+        with undamaged(folder / "pictures" / row["picture"], remedy):
+            pictures.append(read_picture((folder / "pictures" / row["picture"]).read_bytes()))
     return examples, pictures

@@ -33,6 +33,7 @@ from mmsr.env import Rules, SearchEnv, Tools, Trajectory, TurnRecord, look_up
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.protocol import conversation, render_observation
+from mmsr.results import TOLERATED
 from mmsr.reward import Judge, RewardWeights, evidence, score, verdicts
 from mmsr.rollout import Rewrite, Sampling, answer_directly, play
 from mmsr.stats import Interval, cluster_mean, cluster_ratio, harmonic_interval, mcnemar, paired_difference
@@ -151,11 +152,16 @@ def judge_rows(
     """One row per question: what was answered, whether it was right, what it cost, what was found.
 
     "correct" is the judge's word where there is one, with its label in "verdict" (None where it could not be read, and
-    exact match decides) and "exact" beside it; else it is exact match. Where there is nothing gold to be found, as in a
-    public benchmark, "evidence", "useful_searches" and recall are None.
+    exact match decides), its words in "why" and "exact" beside it; else it is exact match. Where nothing gold can be
+    found, as in a public benchmark, "evidence", "useful_searches" and recall are None. Prints how many verdicts are
+    missing where they are many.
     """
     tasks = [Task.of(question, pictured=False) for question in exam.questions]
     found = verdicts(judge, [(task, trajectory.answer) for task, trajectory in zip(tasks, trajectories)])
+    missing = [verdict.why for verdict in found if verdict.label is None]
+    if len(missing) > TOLERATED * len(found):
+        told = f"{len(missing)} of {len(found)} verdicts failed or cannot be read, so exact match decides there"
+        print(f"{workflow}: {told}. The first: {' '.join(missing[0].split())}", flush=True)
     rows = []
     for question, task, trajectory, free, verdict in zip(exam.questions, tasks, trajectories, search_free, found):
         score(trajectory, task, RewardWeights(), verdict)
@@ -174,7 +180,7 @@ def judge_rows(
                 "turns": len(trajectory.turns) + (trajectory.end != "answer"),
                 "valid_turns": trajectory.valid_turns,
                 **_retrieval(trajectory, task, known=exam.gold),
-                **({"verdict": verdict.label, "exact": verdict.exact} if judge else {}),
+                **({"verdict": verdict.label, "why": verdict.why, "exact": verdict.exact} if judge else {}),
                 "trajectory": trajectory.as_dict(),
             }
         )

@@ -1,8 +1,10 @@
 """Files that are there whole or not at all, locks between processes, and journals of long work.
 
     write_json(run / "metrics.json", value)         # under a temporary name first, then renamed
+    read_json(path, dict[str, float], "delete it")  # FileDamaged, with that remedy, for a file of another shape
     with locked(run / "metrics.json"): …            # one process at a time reads and writes it
     write_rows(run / "eval" / "rows.jsonl", rows)   # JSON lines
+    seal(adapter); check_seal(adapter, "…")         # hashes of a folder's files, kept beside them
     with Journal(folder / "played.jsonl") as played:
         fill(played, {"train-0-4": task, …}, play, workers=8)   # adds the rows that are missing, side by side
         "train-0-3" in played, played["train-0-3"]              # memory holds where each row lies, not the row
@@ -12,48 +14,105 @@ A line of JSON ends at a line feed alone, whatever else stands in a text.
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import hashlib
 import json
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from mmsr.tools.base import USAGE, FatalToolError, ToolError, in_parallel
 
 SYNC = 1.0  # seconds between two synchronisations of a journal with the disk
 FAILURES = 20  # in a row: these speak of what is asked rather than of an item
+SEAL = "sha256.json"  # in a folder: the hashes of its files
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error)  # of a damaged file
 
 T = TypeVar("T")
+
+
+class FileDamaged(ValueError):
+    """A file is not what was written: cut, empty, changed, of another shape. The message names it, and the remedy."""
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write under a temporary name, then rename; the folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    part.replace(path)
+    try:
+        part.write_text(text, encoding="utf-8", newline="\n")
+        part.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not name the file
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _json(value: Any, **layout: Any) -> str:
+    """JSON with all letters as they are but half a surrogate pair, which UTF-8 cannot hold: it is escaped."""
+    text = json.dumps(value, ensure_ascii=False, **layout)
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def write_json(path: Path, value: Any) -> None:
     """A JSON value, whole. Raises ValueError for a number that is not finite."""
-    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(path, _json(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
     """JSON lines, whole."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(path, "".join(_json(row) + "\n" for row in rows))
 
 
-def read_rows(path: Path, remedy: str) -> list[dict[str, Any]]:
-    """The rows of JSON lines. Raises FileNotFoundError, with the remedy ("run notebook 04 first"), where none are."""
+@contextlib.contextmanager
+def undamaged(path: Path, remedy: str) -> Iterator[None]:
+    """In this block a file is read: what cannot be made of it becomes FileDamaged, with the remedy.
+
+    Raises FileNotFoundError, with the remedy ("run notebook 04 first"), where the file is not there.
+    """
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: {remedy}.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    try:
+        yield
+    except FileDamaged:
+        raise
+    except UNREADABLE as error:
+        raise FileDamaged(f"{path} is damaged: {remedy.replace(' first', ' again')}.") from error
+
+
+def read_json(path: Path, kind: Any, remedy: str) -> Any:
+    """The value of a JSON file, as pydantic makes it of this type. Raises as `undamaged` does."""
+    with undamaged(path, remedy):
+        return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_rows(path: Path, remedy: str, known: str | None = None) -> list[dict[str, Any]]:
+    """The rows of JSON lines, whose hash may be known. Raises as `undamaged` does."""
+    with undamaged(path, remedy):
+        if known is not None and sha256(path) != known:
+            raise ValueError("another file than was written")
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return TypeAdapter(list[dict[str, Any]]).validate_python(rows)
+
+
+def read_table(path: Path, columns: Collection[str], remedy: str) -> list[dict[str, str]]:
+    """The rows of a training's CSV, at least one, whose cells are numbers or empty. Raises as `undamaged` does."""
+    with undamaged(path, remedy), path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+        numbers = [float(cell) for row in rows for cell in row.values() if cell != ""]
+        if not numbers or {*columns} - rows[0].keys() or "\0" in "".join(rows[0]):
+            raise ValueError("no numbers, or not these columns")
+        return rows
 
 
 def locked(path: Path, timeout: float = -1) -> FileLock:
@@ -63,6 +122,26 @@ def locked(path: Path, timeout: float = -1) -> FileLock:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path.with_name(f".{path.name}.lock"), timeout=timeout)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path) -> None:
+    """Keep the hashes of a folder's files, but for notes in Markdown, in a file beside them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md" and path.name != SEAL)
+    write_json(folder / SEAL, {path.relative_to(folder).as_posix(): sha256(path) for path in files})
+
+
+def check_seal(folder: Path, remedy: str) -> None:
+    """Raises FileDamaged, with the remedy, where a file of a sealed folder is not the one that was sealed."""
+    if (folder / SEAL).exists():
+        for name, known in read_json(folder / SEAL, dict[str, str], remedy).items():
+            if not (folder / name).is_file() or sha256(folder / name) != known:
+                raise FileDamaged(f"{folder / name} is damaged: {remedy}.")
 
 
 # --- journals ---------------------------------------------------------------------------------------------------------
@@ -111,7 +190,7 @@ class Journal(ExitStack):
                 break
             try:
                 self._note(json.loads(line), place)
-            except (ValueError, KeyError, TypeError):
+            except UNREADABLE:
                 raise JournalError(
                     f"{self.path}, line {number} is no row of a journal: remove that line, and its work is done again."
                 ) from None
@@ -133,7 +212,7 @@ class Journal(ExitStack):
         self._append({"key": key, "error": error})
 
     def _append(self, row: dict[str, Any]) -> None:
-        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        line = _json(row).encode() + b"\n"
         with self._lock:
             place = self._file.seek(0, os.SEEK_END)  # first writes the rest of a row for which the disk was too full
             self._file.write(line)

@@ -8,7 +8,6 @@ rollout.py plays the episodes; with_trl.py hands them to TRL.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from datasets import Dataset
 from trl import GRPOConfig
 
 from mmsr.env import Tools, Trajectory
+from mmsr.files import read_table
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.reward import Judge, RewardWeights, scores
@@ -122,10 +122,9 @@ def train_grpo(
 
 def first_and_last(csv_path: Path) -> dict[str, Interval]:
     """Means over the first and the last tenth of the steps (at least one each), as `grpo/reward_first`, `…_last`."""
-    with csv_path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    tenth, found = max(1, len(rows) // 10), {}
     columns = {"reward": "reward"} | {name: f"rewards/{name}/mean" for name in ("searches", "accuracy", "valid_turns")}
+    rows = read_table(csv_path, columns.values(), "delete it and the checkpoints beside it, and train again")
+    tenth, found = max(1, len(rows) // 10), {}
     for name, column in columns.items():
         for part, chosen in (("first", rows[:tenth]), ("last", rows[-tenth:])):
             mean = sum(float(row[column]) for row in chosen) / len(chosen)

@@ -27,7 +27,7 @@ from mmsr.evaluate import Exam, agent, judge_rows
 from mmsr.grpo import train_grpo
 from mmsr.policy import Policy, load_policy
 from mmsr.presets import Preset
-from mmsr.results import record_metrics
+from mmsr.results import STAGES, check_adapter, find_adapter, record_metrics
 from mmsr.reward import Judge, RewardWeights
 from mmsr.sft import train_sft
 from mmsr.stats import Interval
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from mmsr.live.outside import Connection
 
 WORKERS = 8  # searches side by side where they wait for the network; the engines' own pace still holds
-NOTEBOOKS = {"sft": "02", "grpo": "03"}  # that train an adapter
 SOURCES = ("search", "picture_search", "read_pages", "grounder", "summary")  # what episodes follow from
 
 
@@ -69,6 +68,10 @@ class Lab:
 
         self.folder, self.seed, self.adapters = Path(run_dir), seed, str(adapters)
         self.size, self.outside = settings(preset, sizes, outside)
+        if self.adapters and not any((Path(self.adapters) / stage / "adapter").is_dir() for stage in STAGES):
+            raise ValueError(
+                f"adapters={self.adapters} holds neither sft/adapter nor grpo/adapter: give a trained run."
+            )
         self.connection: Connection = connect(self.outside, self.folder)
 
     @property
@@ -77,19 +80,13 @@ class Lab:
         return self.connection.judge
 
     def policy(self, stage: str = "") -> Policy:
-        """The base, or with the adapter of "sft" or "grpo". Raises FileNotFoundError where that was not trained."""
-        size, adapter = self.size, self.adapter(stage) if stage else None
+        """The base, or with the adapter of "sft" or "grpo". Raises as `find_adapter` and `check_adapter` do."""
+        size, adapter = self.size, check_adapter(self.adapter(stage)) if stage else None
         return load_policy(size.policy, adapter, size.revision, size.max_pixels, size.four_bit)
 
     def adapter(self, stage: str) -> Path:
         """Where a stage's adapter lies: here, else in `adapters`. Raises FileNotFoundError, saying what to do."""
-        places = [Path(place) / stage / "adapter" for place in (self.folder, self.adapters) if str(place)]
-        for place in places:
-            if place.is_dir():
-                return place
-        raise FileNotFoundError(
-            f"{places[-1]} is not there: run notebook {NOTEBOOKS[stage]} first, or give adapters=RUN."
-        )
+        return find_adapter(stage, [self.folder, self.adapters])
 
     def tools(self, policy: Policy) -> Tools:
         """The tools that `outside` names, the offline ones where it names none; an index is made by one process."""

@@ -28,6 +28,9 @@ Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels of a picture, x2 and
 UNABLE = "Unable to answer due to lack of relevant information"  # the paper's form of giving up
 TAGS = ("reason", "text_search", "img_search", "img_crop", "img", "answer", "information")
 MAX_CONTENT = 2000  # characters of one field; a turn is far shorter
+INVISIBLE = {"Cf", "Cc", "Co", "Cs", "Cn"}  # categories of characters that show nothing
+FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # letters and a symbol that show nothing
+MOST_MARKS = 30  # on one letter (Unicode's stream-safe format): to sort more of them takes quadratic time
 
 
 class ProtocolError(ValueError):
@@ -100,14 +103,14 @@ def parse_turn(text: str) -> Turn:
     if match is None:
         raise ProtocolError(_what_is_wrong(text))
     reason, tag, body = match["reason"].strip(), match["tag"], match["body"]
-    if not reason:
+    if is_blank(reason):
         raise ProtocolError("the reason is empty")
     if max(len(reason), len(body)) > MAX_CONTENT:
         raise ProtocolError(f"the turn is too long: at most {MAX_CONTENT} characters a field")
     if tag == "img_search":
         return Turn(reason, _parse_image_search(body))
     content = body.strip()
-    if not content or re.search(r"[<>]", content):
+    if is_blank(content) or re.search(r"[<>]", content):
         raise ProtocolError(f"<{tag}> must hold plain text")
     return Turn(reason, TextSearch(content) if tag == "text_search" else Answer(content))
 
@@ -121,7 +124,7 @@ def _parse_image_search(body: str) -> ImageSearch:
             raise ProtocolError("a crop needs x1 < x2 and y1 < y2")
         return ImageSearch(box=(x1, y1, x2, y2))
     expression = body.strip()
-    if not expression or re.search(r"[<>]", expression):
+    if is_blank(expression) or re.search(r"[<>]", expression):
         raise ProtocolError("<img_search> must hold a description, <img>, or <img_crop>x1,y1,x2,y2</img_crop>")
     return ImageSearch(expression=expression)
 
@@ -165,9 +168,23 @@ def sanitise(text: str) -> str:
     Compatibility forms (full-width brackets and letters) are folded, invisible characters dropped, and every angle
     bracket becomes a single guillemet: all special tokens of a policy have one (`policy.load_processor` sees to it).
     """
-    folded = unicodedata.normalize("NFKC", text)
-    visible = "".join(c for c in folded if c == "\n" or unicodedata.category(c) not in {"Cf", "Cc", "Co", "Cs", "Cn"})
-    return unicodedata.normalize("NFKC", visible).replace("<", "‹").replace(">", "›")
+    return visible(text).replace("<", "‹").replace(">", "›")
+
+
+def visible(text: str) -> str:
+    """What can be seen of a text, and its line breaks, in compatibility form (NFKC), in linear time."""
+    kept, marks = [], 0
+    for char in (part for letter in text for part in unicodedata.normalize("NFKD", letter)):
+        if char == "\n" or unicodedata.category(char) not in INVISIBLE:
+            marks = marks + 1 if unicodedata.combining(char) else 0
+            if marks <= MOST_MARKS:
+                kept.append(char)
+    return unicodedata.normalize("NFKC", "".join(kept))
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: it has no letter, digit, punctuation mark or symbol."""
+    return not any(unicodedata.category(char)[0] in "LNPS" and char not in FILLERS for char in text)
 
 
 def conversation(template: str, **outside: str) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""What a run measures: its numbers in `metrics.json`, and how they are written in words.
+"""What a run measures and trains: its numbers in `metrics.json`, how they are written in words, its adapters.
 
     record_metrics(folder, {"eval/grpo/accuracy": cluster_mean(right, countries, 0), "grpo/reward_last": 0.81})
     read_metrics(folder)["eval/grpo/accuracy"].low
+    check_adapter(find_adapter("grpo", [folder, other]))
 
 Tables of runs, and whether two runs agree, are `runs.compare`'s.
 """
@@ -10,17 +11,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from mmsr.files import locked, write_json
+from mmsr.files import check_seal, locked, read_json, undamaged, write_json
 from mmsr.stats import Interval
 
 METRICS = "metrics.json"
 WORKFLOWS = ("direct", "rag", "prompted", "sft", "grpo", "teacher")
 CROPS = ("base", "oracle", "whole", "random", "coordinates")
+STAGES = {"sft": "02", "grpo": "03"}  # that train an adapter, and the number of their notebook
 DASH = "–"
+TOLERATED = 0.05  # of a judge's verdicts may be missing before a table of results says so
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
@@ -29,14 +32,14 @@ DASH = "–"
 def record_metrics(run_dir: Path, values: Mapping[str, Interval | float]) -> None:
     """Merge values into the run's `metrics.json`: name → {"value", "low", "high", "n"}, names in order.
 
-    Several processes may record at once. Raises ValueError, naming the metric, for a number that is not finite; nothing
-    is recorded then.
+    Several processes may record at once. Raises ValueError, naming the metric, for a number that is not finite, and
+    FileDamaged; nothing is recorded then.
     """
     entries = {name: _entry(name, value) for name, value in values.items()}
     path = run_dir / METRICS
     with locked(path):
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        write_json(path, dict(sorted((known | entries).items())))
+        known = read_metrics(run_dir) if path.exists() else {}
+        write_json(path, dict(sorted(({name: asdict(kept) for name, kept in known.items()} | entries).items())))
 
 
 def _entry(name: str, value: Interval | float) -> dict[str, float | int | None]:
@@ -50,11 +53,40 @@ def _entry(name: str, value: Interval | float) -> dict[str, float | int | None]:
 
 
 def read_metrics(run_dir: Path) -> dict[str, Interval]:
-    """What the run has measured. Raises FileNotFoundError where it has measured nothing."""
+    """What the run has measured. Raises FileNotFoundError where it has measured nothing, and FileDamaged."""
     path = run_dir / METRICS
     if not path.exists():
         raise FileNotFoundError(f"{run_dir} has no {METRICS}: it is no run, or one that has not measured anything yet.")
-    return {name: Interval(**entry) for name, entry in json.loads(path.read_text(encoding="utf-8")).items()}
+    remedy = "delete it and the executed notebooks beside it, and run these again; what they trained is kept"
+    return read_json(path, dict[str, Interval], remedy)
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def find_adapter(stage: str, runs: Sequence[str | Path]) -> Path:
+    """Where a stage's adapter lies, in the first run that has it. Raises FileNotFoundError, saying what to do."""
+    places = [Path(run) / stage / "adapter" for run in runs if str(run)]
+    for place in places:
+        if place.is_dir():
+            return place
+    place = places[-1] if places else f"{stage}/adapter"
+    raise FileNotFoundError(f"{place} is not there: run notebook {STAGES[stage]} first, or give adapters=RUN.")
+
+
+def check_adapter(folder: Path) -> Path:
+    """The folder, if its LoRA weights are whole and those that were saved; else FileNotFoundError or FileDamaged."""
+    remedy = "train it again, or give another"
+    read_json(folder / "adapter_config.json", dict, remedy)
+    weights = folder / "adapter_model.safetensors"
+    with undamaged(weights, remedy), weights.open("rb") as file:
+        size = weights.stat().st_size
+        head = int.from_bytes(file.read(8), "little")  # bytes of the JSON that says where each tensor lies
+        tensors = json.loads(file.read(head if head < size else 0))
+        if 8 + head + max(t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__") != size:
+            raise ValueError("a part of the tensors is missing")
+    check_seal(folder, remedy)
+    return folder
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------

@@ -8,8 +8,11 @@ large model (`live.roles.ModelJudge`). s_fmt is the share of turns that were val
 counting one broken turn more. So an oracle earns 1 and every malformed turn costs. A price per search and an evidence
 bonus are weights too.
 
-Exact match is the usual comparison of open question answering (SQuAD, Rajpurkar et al. 2016, evaluation script) with
-the numbers kept whole: there "3.5" becomes "35".
+Exact match is the usual comparison of open question answering (SQuAD, Rajpurkar et al. 2016, evaluation script): case,
+articles, punctuation and spaces do not count. Unlike there, numbers are kept whole ("3.5" does not become "35"), a dash
+of any kind before a number is its sign, and marks on letters do not count ("Bogota" is "Bogotá"). Units, ordinals and
+number words stand as written: "5 km" is not "5 kilometres", "1st" not "first", "2" not "two". Where meaning is to
+count, name a judge; a benchmark's own rule stands beside it.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from mmsr.env import Trajectory
+from mmsr.protocol import visible
 from mmsr.task import Task
 
 Label = Literal["correct", "incorrect", "not_attempted"]
@@ -32,18 +36,22 @@ ARTICLES = {"a", "an", "the"}
 
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _LEADING_POINT = re.compile(r"(?<![\w.])\.(?=\d)")
+_DASHES = str.maketrans(dict.fromkeys("‐‒–—―−➖˗", "-"))
+_SIGN = re.compile(r"^-\s*[$€£¥]?\s*(?=\d)|(?<!\w)-[$€£¥](?=\d)")  # "– 5" at the start, "-$5" anywhere
+_MARKS = re.compile("[\u0300-\u036f]")  # on Latin, Greek and Cyrillic letters; other scripts spell with theirs
 _NUMBER = re.compile(r"((?:(?<!\w)-)?\d+(?:\.\d+)*)")
 _DELETED = "'’`."  # d'Ivoire and U.S. are one word each; other punctuation parts words, as in Guinea-Bissau
 
 
 def normalise(text: str) -> str:
-    """Lower case, no punctuation or articles, single spaces; numbers whole, without thousands commas, apart from units.
+    """Lower case, no punctuation, articles or marks, single spaces; numbers whole, signed, without thousands commas.
 
     "The 1,046km" becomes "1046 km" and "Guinea-Bissau" becomes "guinea bissau". An answer that is an article ("A")
     stays itself.
     """
-    text = unicodedata.normalize("NFKC", text).lower().replace("−", "-")
-    text = _LEADING_POINT.sub("0.", _THOUSANDS.sub("", text))
+    text = _MARKS.sub("", unicodedata.normalize("NFD", visible(" ".join(text.split()))))
+    text = unicodedata.normalize("NFC", text).lower().translate(_DASHES)
+    text = _SIGN.sub("-", _LEADING_POINT.sub("0.", _THOUSANDS.sub("", text)))
     pieces = _NUMBER.split(text)
     words = " ".join(piece if i % 2 else _without_punctuation(piece) for i, piece in enumerate(pieces)).split()
     return " ".join([word for word in words if word not in ARTICLES] or words)
@@ -52,7 +60,7 @@ def normalise(text: str) -> str:
 def _without_punctuation(text: str) -> str:
     """The text with apostrophes and points deleted and every other punctuation mark or symbol made a space."""
     kept = (c for c in text if c not in _DELETED)
-    return "".join(" " if unicodedata.category(c)[0] in "PSC" else c for c in kept)
+    return "".join(" " if unicodedata.category(c)[0] in "PS" else c for c in kept)
 
 
 def exact_match(answer: str, golds: Sequence[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -17,10 +18,9 @@ import torch
 from accelerate import PartialState
 from datasets import Value
 from transformers import PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
-from mmsr.files import write_whole
+from mmsr.files import FileDamaged, check_seal, read_json, read_table, seal, undamaged, write_whole
 from mmsr.policy import Policy, best_device, in_bf16
 from mmsr.presets import Preset
 
@@ -33,16 +33,19 @@ MESSAGES = [{"role": Value("string"), "content": [{"type": Value("string"), "tex
 class StepCSV(TrainerCallback):
     """Writes each step's logged numbers as a CSV row and shows a line of progress.
 
-    The file is rewritten whole, so it is never half a table. A resumed training keeps the rows before its checkpoint.
+    The file is rewritten whole, so it is never half a table. A resumed training keeps the rows before its checkpoint,
+    which must all be there: FileDamaged.
     """
 
     def __init__(self, path: Path):
         self.path, self.rows, self.began = path, [], time.time()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.global_step and self.path.exists():
-            with self.path.open(newline="", encoding="utf-8") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= state.global_step]
+        if state.global_step:
+            remedy = f"delete {args.output_dir}, and the training begins again"
+            with undamaged(self.path, remedy):
+                steps = {int(row["step"]): row for row in read_table(self.path, ["step"], remedy)}
+                self.rows = [steps[step] for step in range(1, state.global_step + 1)]
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not logs or "train_runtime" in logs or not state.is_world_process_zero:
@@ -61,9 +64,44 @@ class StepCSV(TrainerCallback):
             print(f"step {state.global_step}/{state.max_steps}  {numbers}", file=sys.stdout, flush=True)
 
 
+class Sealed(TrainerCallback):
+    """Seals a checkpoint when all processes have saved their parts of it."""
+
+    def on_save(self, args, state, control, **kwargs):
+        processes().wait_for_everyone()
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint to go on from, or None."""
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    """The newest whole checkpoint to go on from, or None; those that a kill has left half saved are removed.
+
+    Raises FileDamaged where none is whole and one was saved to its end.
+    """
+    with processes().main_process_first():  # which removes; the others find what is left
+        found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+        found.sort(key=lambda path: int(path.name.removeprefix("checkpoint-")))
+        lost = []
+        while found and (flaw := _flaw(found[-1])):
+            lost.append((found.pop(), flaw))
+        spoilt = [flaw for _, flaw in lost if isinstance(flaw, FileDamaged)]
+        if spoilt and not found:
+            raise spoilt[0]
+        for path, _ in lost:
+            print(f"{path} is not whole: removed, to go on from {found[-1].name if found else 'the start'}", flush=True)
+            shutil.rmtree(path)
+    return str(found[-1]) if found else None
+
+
+def _flaw(checkpoint: Path) -> Exception | None:
+    """Why one cannot go on from a checkpoint: its state, which is saved last, is missing, or a file is damaged."""
+    remedy = f"delete {checkpoint}, and the training begins again"
+    try:
+        read_json(checkpoint / "trainer_state.json", dict, remedy)
+        check_seal(checkpoint, remedy)
+    except (FileNotFoundError, FileDamaged) as error:
+        return error
+    return None
 
 
 def processes() -> PartialState:
@@ -132,7 +170,8 @@ class Frozen(TrainerCallback):
 def train(trainer: Trainer, policy: Policy, folder: Path) -> Policy:
     """Train from the last checkpoint in `folder` or from the start; the adapter lands in `folder/adapter`."""
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Frozen())
+    for callback in (Frozen(), Sealed()):
+        trainer.add_callback(callback)
     for weight in trainer.model.parameters():
         if weight.requires_grad:  # TRL makes LoRA bf16 on a 4-bit base, where small steps would leave no trace in it
             weight.data = weight.data.float()
@@ -148,6 +187,7 @@ def save_adapter(trainer: Trainer, folder: Path) -> None:
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(trainer.model)
         model.save_pretrained(folder, state_dict=weights, selected_adapters=["default"])
+        seal(folder)
     accelerator.wait_for_everyone()
 
 

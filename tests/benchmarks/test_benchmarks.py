@@ -193,6 +193,7 @@ def put(name: str, data: bytes) -> Callable[[Path], None]:
 
 
 VAL, QTYPE = "infoseek_val.jsonl", "infoseek_val_qtype.jsonl"
+PICTURE = "oven_images/04/oven_04000017.jpg"
 BROKEN = [
     ("infoseek", drop(QTYPE), ["infoseek_val_qtype.jsonl is missing"]),
     ("infoseek", drop("oven_images/04/oven_04000017.jpg"), ["infoseek_val_00000002", "oven_04000017.jpg", "missing"]),
@@ -206,6 +207,10 @@ BROKEN = [
     ("infoseek", put(VAL, b'{"data_id": "caf\xe9"}\n'), ["val.jsonl, line 1"]),
     ("infoseek", put(VAL, b"[1]\n"), ["val.jsonl, line 1", "JSON object, got list"]),
     ("infoseek", put(VAL, b"\n"), ["no question of infoseek"]),
+    ("infoseek", put(VAL, b'{"data_id": "\\ud800"}\n'), ["val.jsonl, line 1", "JSON"]),  # it cannot be written again
+    ("infoseek", put(VAL, b"[" * 100_000 + b"\n"), ["val.jsonl, line 1", "JSON"]),
+    ("infoseek", put(PICTURE, b"<html>not found</html>"), ["infoseek_val_00000002", PICTURE, "not a picture in"]),
+    ("infoseek", edit(VAL, "oven_04000017", "o" * 300), ["infoseek_val_00000002", "missing"]),
     ("evqa", edit("test.csv", ",templated,", ",other,"), ["test.csv, line 3", "'question_type'", "'other'"]),
     ("evqa", edit("test.csv", "2700123|", "9|"), ["test.csv, line 3", "'9'", "inaturalist/val.json"]),
     ("evqa", edit("test.csv", "wikipedia_url,", "url,"), ["test.csv, line 3", "field 'wikipedia_url'"]),
@@ -233,7 +238,7 @@ def test_damage_is_named_in_one_sentence(
         BENCHMARKS[name].load(folder)
     message = str(raised.value)
     assert all(part in message for part in named), message
-    assert "\n" not in message and message.endswith(".")
+    assert "\n" not in message and message.endswith(".") and " at 0x" not in message
 
 
 def test_damaged_parquet_is_named(tmp_path: Path) -> None:
@@ -257,6 +262,12 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "f/fvqa_test.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(BenchmarkError, match="parquet file"):
         BENCHMARKS["fvqa"].load(tmp_path / "f")
+    damaged = bytearray((write_fvqa(tmp_path / "f") / "fvqa_test.parquet").read_bytes())
+    end = len(damaged) - 8 - int.from_bytes(damaged[-8:-4], "little")  # what describes the columns begins there
+    damaged[4:end] = bytes(end - 4)
+    (tmp_path / "f/fvqa_test.parquet").write_bytes(damaged)
+    with pytest.raises(BenchmarkError, match="expected a parquet file that is whole"):
+        BENCHMARKS["fvqa"].load(tmp_path / "f")
     for table, named in (
         ({"prompt": [1]}, r"column image or images, found \['prompt'\]"),
         ({"prompt": [1], "images": [[]]}, "row 1: expected 'prompt' to be list, got int"),
@@ -265,6 +276,13 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
         pq.write_table(pa.table(table), tmp_path / "f/fvqa_test.parquet")
         with pytest.raises(BenchmarkError, match=named):
             BENCHMARKS["fvqa"].load(tmp_path / "f")
+
+
+def test_pictures_that_cannot_be_unpacked_are_told(tmp_path: Path) -> None:
+    write_fvqa(tmp_path)
+    (tmp_path / "pictures").write_text("a file in the way")
+    with pytest.raises(BenchmarkError, match=r"row 1: its picture cannot be written to .*fvqa_test_1\.png \("):
+        BENCHMARKS["fvqa"].load(tmp_path)
 
 
 def test_wrong_names_and_folders() -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from small_policy import tiny
 
 from mmsr.benchmarks.registry import BENCHMARKS, BenchmarkError, open_benchmark, training_questions
 from mmsr.env import Trajectory
@@ -69,6 +71,28 @@ def test_a_picture_that_is_none_is_named_with_its_question(tmp_path: Path) -> No
     Path(exam.questions[2].picture).write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match=rf"question {exam.questions[2].id}, .*COCO_val2014_0+22\.jpg"):
         exam.play(lambda tasks: [])
+
+
+LAST = Path("val2014") / "COCO_val2014_000000000022.jpg"  # of OK-VQA's third question
+
+
+def test_all_pictures_are_looked_at_before_anything_is_played(tmp_path: Path) -> None:
+    folder = shutil.copytree(FIXTURES / "okvqa", tmp_path / "okvqa")
+    named = BENCHMARKS["okvqa"].load(folder)[2].id
+    (folder / LAST).write_bytes((folder / LAST).read_bytes()[:200])
+    with pytest.raises(BenchmarkError, match=rf"question {named}, .*{LAST.name}, cannot be read: not a picture"):
+        open_benchmark("okvqa", folder, 0, 0, 8)
+
+
+def test_a_picture_that_is_too_thin_is_played_padded(tmp_path: Path) -> None:
+    folder = shutil.copytree(FIXTURES / "okvqa", tmp_path / "okvqa")
+    Image.new("RGB", (4100, 20), "red").save(folder / LAST)
+
+    def workflow(tasks: list[Task]) -> list[Trajectory]:
+        assert tasks[2].picture.size == (4100, 21)
+        return [Trajectory(task.id, [], str(tiny().frame(task.picture)), "answer") for task in tasks]
+
+    assert len(open_benchmark("okvqa", folder, 0, 0, 8).play(workflow)) == 3
 
 
 def test_training_questions_leave_the_taxonomy_to_a_labeller() -> None:

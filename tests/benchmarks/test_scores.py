@@ -66,9 +66,21 @@ def official_okvqa(answer: str, golds: list[str]) -> float:
     scores = []
     for left_out in people:
         others = [person for person in people if person != left_out]
-        matching = [person for person in others if person["answer"].lower() == answer.lower()]
+        matching = [person for person in others if person["answer"] == answer]
         scores.append(min(1, float(len(matching)) / 3))
     return float(sum(scores)) / len(scores)
+
+
+def official_lmms(answer: str, golds: list[str]) -> float:
+    def process(text: str) -> str:
+        text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+        return official_vqa(text.replace("\n", " ").replace("\t", " ").strip())
+
+    people, accuracies = [process(gold) for gold in golds], []
+    for i in range(len(people)):
+        others = [people[j] for j in range(len(people)) if i != j]
+        accuracies.append(min(1, float(len([gold for gold in others if gold == process(answer)])) / 3))
+    return sum(accuracies) / len(accuracies)
 
 
 VQA_WORDS = """two 2 Two. one the a an dog dogs, dont don't can't cant none 1,000 1000 3.5 3. hot-dog hot dog (red)
@@ -90,17 +102,26 @@ def test_okvqa_agrees_with_the_leave_one_out_loop() -> None:
         assert rules.vqa_normalise(answer) == official_vqa(answer)
         marks.append(rules.okvqa_mark(answer, golds))
         assert marks[-1] == pytest.approx(official_okvqa(answer.strip(), golds)), (answer, golds)
+        assert rules.okvqa_lmms_mark(answer, golds) == pytest.approx(official_lmms(answer, golds)), (answer, golds)
     assert len({round(mark, 3) for mark in marks}) >= 5  # the draws reach every step of agreement: 0, .3, .6, .9, 1
 
 
 @pytest.mark.parametrize(("matches", "mark"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
 def test_okvqa_steps(matches: int, mark: float) -> None:
-    assert rules.okvqa_mark("Dog", ["dog"] * matches + [f"cat {i}" for i in range(10 - matches)]) == pytest.approx(mark)
+    assert rules.okvqa_mark("dog", ["dog"] * matches + [f"cat {i}" for i in range(10 - matches)]) == pytest.approx(mark)
 
 
 def test_okvqa_normalises_nothing_where_all_agree() -> None:
     assert rules.okvqa_mark("the dog", ["dog"] * 10) == 0.0
     assert rules.okvqa_mark("the dog", ["dog"] * 9 + ["cat"]) == 1.0
+    assert rules.okvqa_mark("Black", ["black"] * 10) == 0.0
+    assert rules.okvqa_mark("Black", ["black"] * 9 + ["cat"]) == 1.0
+
+
+def test_okvqa_is_scored_by_both_scripts() -> None:
+    items = [BenchmarkItem(str(n), "?", ("black",) * 10, "any", "val", str(n)) for n in range(2)]
+    scores = BENCHMARKS["okvqa"].score(items, ["Black", "black"])
+    assert scores["vqa_accuracy"].value == 0.5 and scores["vqa_accuracy_lmms_eval"].value == 1.0
 
 
 # --- A-OKVQA ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from mmsr.live.dino import (
 )
 from mmsr.presets import get_preset
 from mmsr.protocol import Box
+from mmsr.runs import command as cli
 from mmsr.task import Task
 from mmsr.world.questions import make_questions
 
@@ -186,3 +188,13 @@ def test_the_default_is_one_state_of_the_hub(
     assert all(torch.equal(weight, weights[name]) for name, weight in grounder.model.state_dict().items())
     with pytest.raises(OSError):
         load_dino(MODEL, "0" * 40)
+
+
+def test_a_detector_that_cannot_be_had_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
+    assert cli.main(["ask", str(tmp_path / "a.png"), "Whose flag?", "-p", "grounder=dino"]) == 2
+    told = capsys.readouterr().err
+    assert re.fullmatch(r"mmsr: Grounding DINO cannot be loaded \(.+\): go online once, .+\.\n", told)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from measure_milvus import BLOCK, K, Pages, Vectors, exact, main
+from PIL import Image
 from small_policy import tiny
 
 from mmsr.lab import open_tools
@@ -23,6 +24,7 @@ from mmsr.live.limits import Unavailable
 from mmsr.live.milvus import Collection, dimension, index_pages, world_image_search, world_text_search
 from mmsr.live.outside import Outside, connect
 from mmsr.presets import get_preset
+from mmsr.runs import command as cli
 from mmsr.tools.base import Hit, ToolError
 from mmsr.tools.image import LocalImageSearch
 from mmsr.tools.picture import flat
@@ -189,6 +191,17 @@ def test_an_address_that_is_none_is_told(address: str) -> None:
 def test_a_file_in_no_folder_is_told(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="its folder must exist, and one process alone may have it open"):
         world_text_search(WORLD, str(tmp_path / "none" / "world.db"))
+
+
+def test_what_cannot_be_opened_is_one_sentence_to_who_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
+    (tmp_path / "text.db").write_text("no database")
+    for kind, key in (("search", "search_url"), ("picture_search", "picture_url")):
+        for place in ("none/world.db", "text.db"):
+            asked = ["-p", f"{kind}=milvus", "-p", f"{key}={tmp_path / place}"]
+            assert cli.main(["ask", str(tmp_path / "a.png"), "Whose flag?", *asked]) == 2
+            told = capsys.readouterr().err
+            assert told.startswith(f"mmsr: The Milvus at {tmp_path / place} cannot be opened") and told.count("\n") == 1
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------

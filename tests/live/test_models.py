@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,7 +27,17 @@ from local_web import (
 from PIL import Image
 
 from mmsr.live.door import Door, ReplayMiss
-from mmsr.live.limits import BadAnswer, Budget, BudgetSpent, KeyRefused, QuotaGone, RateLimited, Refused, Unavailable
+from mmsr.live.limits import (
+    BadAnswer,
+    Budget,
+    BudgetSpent,
+    KeyRefused,
+    QuotaGone,
+    RateLimited,
+    Refused,
+    SetUpFirst,
+    Unavailable,
+)
 from mmsr.live.models import Chat, ChatModel
 from mmsr.live.record import export_jsonl, stats
 from mmsr.tools.base import USAGE, FatalToolError, ToolError, in_parallel
@@ -124,7 +135,10 @@ def test_replay_needs_neither_key_nor_server(web: LocalWeb, tmp_path: Path, monk
         (says(429, {"error": {"message": "Rate limit reached for tokens per min"}}), RateLimited),
         (says(429, {"error": {"message": "Quota exceeded for requests per minute"}}), RateLimited),
         (says(400, {"error": {"message": "max_tokens is too large: 9999 tokens"}}), Refused),
-        (says(404, {"error": {"message": "The model does not exist"}}), Refused),
+        (says(404, {"error": {"message": "The model does not exist"}}), SetUpFirst),
+        (says(400, {"error": {"message": "some-model is not a valid model ID"}}), SetUpFirst),
+        (says(400, {"error": {"message": "Invalid model: some-model"}}), SetUpFirst),
+        (says(403, {"error": {"message": "Project has no access to model some-model"}}), SetUpFirst),
         (says(500, "oops"), Unavailable),
         (hangs, Unavailable),
         (drips, Unavailable),
@@ -133,6 +147,7 @@ def test_replay_needs_neither_key_nor_server(web: LocalWeb, tmp_path: Path, monk
         (says(200, {"choices": []}), BadAnswer),
         (says(200, {"choices": [{"message": "x"}]}), BadAnswer),
         (says(200, {"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}}), BadAnswer),
+        (says(200, {"choices": [{}], "usage": {"prompt_tokens": 9}}), BadAnswer),
         (answer(None, "content_filter"), BadAnswer),
         (answer("  ", "length"), BadAnswer),
         (fifty_megabytes, BadAnswer),
@@ -149,6 +164,124 @@ def test_troubles(web: LocalWeb, part: Part, kind: type[ToolError], tmp_path: Pa
     assert SECRET not in str(caught.value)
     kept = stats(tmp_path / "calls").get("teacher", {"errors": 0})
     assert kept["errors"] == (0 if issubclass(kind, FatalToolError) else 1)
+
+
+# --- what a model will not take ---------------------------------------------------------------------------------------
+
+REFUSALS = {  # as OpenAI, Moonshot and Mistral word them
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'.",
+    "temperature": "Unsupported value: 'temperature' does not support 0 with this model. Only 1 is supported.",
+    "seed": "Extra inputs are not permitted: body.seed",
+}
+
+
+def particular(*names: str) -> Part:
+    """A model that refuses these parameters."""
+
+    def part(handler: Any) -> None:
+        refused = [name for name in names if name in handler.seen.json()]
+        (says(400, {"error": {"message": REFUSALS[refused[0]]}}) if refused else answer("Hi"))(handler)
+
+    return part
+
+
+@pytest.mark.parametrize("names", [("max_tokens",), ("temperature",), ("seed",), tuple(REFUSALS)])
+def test_what_a_model_refuses_is_changed_once(names: tuple[str, ...], web: LocalWeb, tmp_path: Path) -> None:
+    web.play(particular(*names))
+    chat = Chat(model(web), Door("record", tmp_path / "calls"), "judge")
+    assert [chat.complete(ASK, seed).text for seed in (1, 2)] == ["Hi", "Hi"]
+    assert len(web.seen) == len(names) + 2
+    wanted = {"max_tokens": 1024, "temperature": 0.0, "seed": 2, "model": "some-model", "messages": ASK}
+    wanted = {name: value for name, value in wanted.items() if name not in names}
+    assert web.seen[-1].json() == wanted | ({"max_completion_tokens": 1024} if "max_tokens" in names else {})
+    again = Chat(model(web), Door("replay", tmp_path / "calls"), "judge")
+    assert again.complete(ASK, 1).text == "Hi" and again.usage()["calls"] == 1
+
+
+def test_a_model_that_refuses_what_is_sent_instead_is_not_asked_for_ever(web: LocalWeb) -> None:
+    web.play(says(400, {"error": {"message": "temperature, seed, max_tokens, max_completion_tokens: all unsupported"}}))
+    with pytest.raises(Refused, match="all unsupported"):
+        Chat(model(web), Door(), "judge").complete(ASK, 1)
+    assert len(web.seen) == 4
+
+
+def hangs_up(handler: Any) -> None:
+    handler.close_connection = True
+
+
+def test_an_unknown_model_and_a_dead_endpoint_are_told_with_the_setting_that_helps(web: LocalWeb) -> None:
+    web.play(says(404, {"error": {"message": "The model does not exist"}}))
+    with pytest.raises(SetUpFirst, match=r"does not exist\)\. Name a model that http://.*/v1 has, or give llm_url\."):
+        Chat(model(web), Door(), "judge").complete(ASK)
+    with pytest.raises(SetUpFirst, match=r"could not be reached .* Start http://127.0.0.1:1, or give .* llm_url\."):
+        Chat(model(web, base_url="http://127.0.0.1:1"), Door(), "judge").complete(ASK)
+    web.play(answer("Hi"), hangs_up)
+    chat = Chat(model(web), Door(), "judge")
+    chat.complete(ASK)
+    with pytest.raises(Unavailable):  # it has answered: this call failed, and the next may not
+        chat.complete(ASK, 2)
+
+
+# --- replies without text ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [None, " ", [], "<think>Let me see. {", "<think>a</think>\n"])
+def test_a_reply_without_text_is_paid_for_and_names_the_remedy(content: Any, web: LocalWeb, tmp_path: Path) -> None:
+    web.play(answer(content, "length"))
+    budget, found = Budget(money=0.0005), []
+    for door in (Door("record", tmp_path / "calls", budget), Door("replay", tmp_path / "calls")):
+        chat = Chat(model(web), door, "judge")
+        with USAGE.heard() as used, pytest.raises(BadAnswer, match=r"after 100 \+ 20 tokens. Raise llm_max_tokens"):
+            chat.complete(ASK)
+        found.append((chat.usage(), used))
+    assert found[0] == found[1] and found[0][0]["cost"] == pytest.approx(0.0004) == found[0][1][0][1]["cost"]
+    assert budget.summary() == {"judge": {"calls": 1, "money": pytest.approx(0.0004)}}
+
+
+@pytest.mark.parametrize("before", ["<think>Hm. {}</think>", "\n<Thinking>\nHm.\n</Thinking>\n\n", ""])
+def test_thoughts_are_taken_off(before: str, web: LocalWeb) -> None:
+    web.play(answer(f"{before}I <think> so.</think>"))
+    assert Chat(model(web), Door(), "teacher").complete(ASK).text.strip() == "I <think> so.</think>"
+
+
+# --- money ------------------------------------------------------------------------------------------------------------
+
+
+def slowly(part: Part) -> Part:
+    def later(handler: Any) -> None:
+        time.sleep(0.05)
+        part(handler)
+
+    return later
+
+
+def side_by_side(chat: Chat, calls: int) -> list[Any]:
+    return in_parallel(lambda seed: chat.complete(ASK, seed).text, range(calls), calls)
+
+
+@pytest.mark.parametrize("content", ["Hi", None])
+def test_calls_side_by_side_spend_no_more_than_the_budget_and_one_call(content: Any, web: LocalWeb) -> None:
+    web.play(slowly(answer(content, tokens=(0, 1000))))
+    door = Door(budget=Budget(money=0.5))
+    with pytest.raises(BudgetSpent):
+        side_by_side(Chat(model(web, price_out=1000.0), door, "judge"), 8)
+    assert len(web.seen) == 1 and door.budget.summary()["judge"]["money"] == 1.0
+    door = Door(budget=Budget(money=4.5))
+    with pytest.raises(BudgetSpent):
+        side_by_side(Chat(model(web, price_out=1000.0), door, "judge"), 8)
+    assert door.budget.summary()["judge"]["money"] == 5.0
+
+
+def test_where_money_is_enough_calls_go_side_by_side(web: LocalWeb) -> None:
+    together = threading.Barrier(7)
+
+    def part(handler: Any) -> None:
+        if len(web.seen) > 1:  # the first, whose price is not known, goes alone
+            together.wait(10)
+        answer("Hi", tokens=(0, 1000))(handler)
+
+    web.play(part)
+    assert side_by_side(Chat(model(web, price_out=1000.0), Door(budget=Budget(money=50.0)), "judge"), 8) == ["Hi"] * 8
 
 
 def test_500_twice_then_success(web: LocalWeb) -> None:

@@ -12,6 +12,7 @@ from local_llm import local_llm
 from local_web import LocalWeb, local_web, says
 from small_notebooks import OURS, write
 
+from mmsr.files import FileDamaged
 from mmsr.live.engines import TEXT_ENGINES, moved
 from mmsr.live.limits import BudgetSpent, KeyRefused
 from mmsr.live.outside import Outside, connect, record_usage
@@ -63,6 +64,8 @@ def web() -> LocalWeb:
         ({"search": "serper", "search_url": "127.0.0.1:8765"}, "search_url must be an address such as http://"),
         ({"judge": "m", "llm_url": "http://me:secret@host/v1"}, "llm_url must be an address"),
         ({"search": "serper", "search_url": "http://host/?api_key=secret"}, "search_url must be an address"),
+        ({"search": "serper", "search_url": "http://[x"}, "search_url must be an address"),
+        ({"judge": "m", "llm_url": "http://host:99999/v1"}, "llm_url must be an address"),
         ({"search_url": "http://127.0.0.1:8765"}, "search_url is given but search is local"),
         ({"picture_url": "http://127.0.0.1:8765"}, "picture_url is given but picture_search is local"),
         ({"mode": "record"}, "record names no file, but mode is record"),
@@ -88,7 +91,7 @@ def test_a_command_line_gives_text() -> None:
 def test_fields_say_what_is_a_path_and_what_may_change_when_a_run_goes_on() -> None:
     marks = {name: field.json_schema_extra or {} for name, field in Outside.model_fields.items()}
     assert [name for name in marks if marks[name].get("path")] == ["search_url", "picture_url", "record"]
-    loose = ["teacher_workers", "llm_url", "budget_calls", "budget_money"]
+    loose = ["teacher_workers", "llm_url", "llm_max_tokens", "budget_calls", "budget_money"]
     assert [name for name in marks if marks[name].get("loose")] == loose
 
 
@@ -170,6 +173,27 @@ def test_what_was_asked_is_recorded_alike_live_and_in_replay(web: LocalWeb, tmp_
     assert found["record"] == found["replay"]
     assert found["record"]["outside/04_evaluate/serper/asked"].value == 2
     assert found["record"]["judge/04_evaluate/correct"].value == found["record"]["judge/04_evaluate/exact"].value == 1
+
+
+def test_what_got_no_answer_is_counted_alike_live_and_in_replay(web: LocalWeb, tmp_path: Path) -> None:
+    web.play(says(200, {"organic": [ROW | {"link": f"{web.url}/gone"}, ROW | {"link": "http://[x"}]}), says(404, ""))
+    for mode in ("record", "replay"):
+        here = outside(search="serper", search_url=web.url, mode=mode, record=str(tmp_path / "calls"))
+        connection = connect(here, tmp_path / mode)
+        assert [hit.text for hit in connection.text_search(WORLD).search("a", 3)] == ["Nairobi"] * 2
+        assert "asked in vain: page 2" in record_usage(connection, tmp_path / mode, "04_evaluate")
+        found = read_metrics(tmp_path / mode)
+        assert found["outside/04_evaluate/page/asked"].value == found["outside/04_evaluate/page/failed"].value == 2
+        assert found["outside/04_evaluate/serper/failed"].value == 0
+
+
+@pytest.mark.parametrize("spent", ["", "{", "[]", '{"serper": 3}'])
+def test_a_damaged_account_is_told_and_not_taken_for_an_empty_one(web: LocalWeb, tmp_path: Path, spent: str) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "spent.json").write_text(spent)
+    with pytest.raises(FileDamaged, match=r"spent\.json is damaged: delete it, and the account"):
+        connect(outside(**HERE, search_url=web.url, budget_calls=3), tmp_path).text_search(WORLD).search("a", 3)
+    assert web.seen == []
 
 
 def test_a_run_that_asks_nothing_outside_records_nothing(tmp_path: Path) -> None:

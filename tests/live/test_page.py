@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ import pytest
 from local_web import FAST, QUICK, LocalWeb, Part, failing, fifty_megabytes, gzip_bomb, hangs, local_web, says
 
 from mmsr.live.door import Door, Service
-from mmsr.live.engines import PAGE, PageReader, with_pages
+from mmsr.live.engines import MAX_CHARS, PAGE, TEXT_ENGINES, PageReader, WebSearch, moved, with_pages
 from mmsr.live.limits import BadAnswer, RateLimited, Refused, Unavailable
 from mmsr.live.record import Call
 from mmsr.live.wire import is_global
@@ -26,6 +28,12 @@ NEAR = replace(PAGE, near=True, limits=FAST, rate=1000.0)
 def web() -> Iterator[LocalWeb]:
     with local_web() as server:
         yield server
+
+
+def packed(text: str, bits: int) -> bytes:
+    """A text compressed as zlib numbers the forms; 0 leaves it as it is."""
+    packing = zlib.compressobj(wbits=bits) if bits else None
+    return packing.compress(text.encode()) + packing.flush() if packing else text.encode()
 
 
 def page(web: LocalWeb, *parts: Part) -> str:
@@ -53,6 +61,47 @@ def test_page_encodings(web: LocalWeb, kind: str, meta: str, encoding: str) -> N
     assert page(web, says(200, body.encode(encoding), Content_Type=kind)) == "ケニアの首都はナイロビです。"
 
 
+def test_half_characters_are_dropped(web: LocalWeb) -> None:
+    for kind, body in (("plain", "Nairobi is the capital of Kenya."), ("html", HTML)):
+        part = says(200, body.replace(" is", " +2AA-is"), Content_Type=f"text/{kind}; charset=utf-7")
+        assert page(web, part) == "Nairobi is the capital of Kenya."
+
+
+@pytest.mark.parametrize(
+    ("form", "bits"), [("gzip", 31), ("x-gzip", 31), ("GZip", 31), ("deflate", 15), ("deflate", -15), ("identity", 0)]
+)
+def test_a_page_that_is_compressed_unasked_is_read(web: LocalWeb, form: str, bits: int) -> None:
+    read = page(web, says(200, packed(HTML, bits), Content_Type="text/html", Content_Encoding=form))
+    assert read == "Nairobi is the capital of Kenya."
+
+
+def test_a_page_of_very_many_tags_is_read_in_time(web: LocalWeb) -> None:
+    """Extraction is bounded by the limits of the page."""
+    web.play(says(200, "<html><body>" + "<p>x" * 300_000, Content_Type="text/html"))
+    limits = replace(FAST, attempt=10.0, total=20.0, max_bytes=2_000_000)
+    started = time.monotonic()
+    text = PageReader(Door(), replace(NEAR, limits=limits)).read(web.url)
+    assert text.startswith("x\nx\nx") and len(text) <= MAX_CHARS
+    assert time.monotonic() - started < limits.total
+
+
+def test_an_extractor_that_takes_too_long_or_breaks_leaves_the_snippet(
+    web: LocalWeb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> str:
+        raise TypeError("a bug that this page has found")
+
+    web.play(says(200, HTML, Content_Type="text/html"))
+
+    def slow(*args: object, **kwargs: object) -> str:
+        return "late" * web.over.wait(3)
+
+    for extract, said in ((slow, "more than 0.2 s"), (broken, "broken (TypeError)")):
+        monkeypatch.setattr("trafilatura.extract", extract)
+        error = failing(lambda: PageReader(Door(), replace(NEAR, limits=QUICK)).read(web.url), BadAnswer)
+        assert said in str(error)
+
+
 @pytest.mark.parametrize(
     ("part", "kind"),
     [
@@ -69,6 +118,10 @@ def test_page_encodings(web: LocalWeb, kind: str, meta: str, encoding: str) -> N
         (says(200, b"\x00\xff\xfe<", Content_Type="text/html"), BadAnswer),
         (fifty_megabytes, BadAnswer),
         (gzip_bomb, BadAnswer),
+        (says(200, packed(HTML, 31)[:-9], Content_Type="text/html", Content_Encoding="gzip"), BadAnswer),
+        (says(200, HTML, Content_Type="text/html", Content_Encoding="gzip"), BadAnswer),
+        (says(200, HTML, Content_Type="text/html", Content_Encoding="br"), BadAnswer),
+        (says(429, b"\x0b\x02\x80slow\x03", Content_Encoding="br"), RateLimited),
         (hangs, Unavailable),
     ],
 )
@@ -84,6 +137,19 @@ def test_a_hit_without_its_page_keeps_the_snippet(web: LocalWeb) -> None:
     web.play(says(200, HTML, Content_Type="text/html"))
     read = with_pages(hits, PageReader(Door(), NEAR))
     assert [hit.text for hit in read] == ["Nairobi is the capital of Kenya.", "snippet b"]
+
+
+@pytest.mark.parametrize("link", ["http://[x", "http://a.example:99999/", "http://a.example:b/", "http://", "http:///"])
+def test_a_link_that_leads_nowhere_leaves_its_hit_the_snippet_and_is_counted(
+    web: LocalWeb, link: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SERPER_API_KEY", raising=False)
+    rows = [{"title": "A", "link": link, "snippet": "a"}, {"title": "B", "link": f"{web.url}/b", "snippet": "b"}]
+    web.play(says(200, {"organic": rows}), says(200, HTML, Content_Type="text/html"))
+    door = Door()
+    search = WebSearch(moved(TEXT_ENGINES["serper"], web.url), door, PageReader(door, NEAR), names={"ke/capital"})
+    assert [hit.text for hit in search.search("q", 5)] == ["a", "Nairobi is the capital of Kenya."]
+    assert door.asked == {"serper": 1, "page": 2} and door.failed == {"page": 1}
 
 
 def test_page_keys_are_logged_in_order(web: LocalWeb) -> None:
@@ -134,7 +200,8 @@ def test_a_redirect_to_an_address_inside_is_not_followed(web: LocalWeb) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["file:///etc/passwd", "ftp://a.example/", "gopher://a", "data:text/html,x", "//a.example"]
+    "url",
+    ["file:///etc/passwd", "ftp://a.example/", "gopher://a", "data:text/html,x", "//a.example", "http://a..example"],
 )
 def test_only_the_web_is_read(url: str) -> None:
     failing(lambda: PageReader(Door()).read(url), Refused)
@@ -161,6 +228,18 @@ def test_only_the_web_is_read(url: str) -> None:
         ("64:ff9b::7f00:1", False),
         ("64:ff9b::808:808", True),
         ("2002:7f00:1::", False),
+        ("2001:4860:4860::8888", True),
+        ("fec0::1", False),  # site-local, as the first plans for IPv6 had it
+        ("4000::1", False),
+        ("3fff::1", False),
+        ("::7f00:1", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("168.63.129.16", False),  # Azure's services within a machine's own network
+        ("::ffff:168.63.129.16", False),
+        ("2002:a83f:8110::", False),
+        ("192.0.0.192", False),  # Oracle's
+        ("161.26.0.8", False),  # IBM's
+        ("166.9.1.1", False),
     ],
 )
 def test_global_addresses(address: str, expected: bool) -> None:

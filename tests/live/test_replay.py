@@ -47,7 +47,7 @@ def never() -> str:
 def test_live_keeps_nothing() -> None:
     door = Door()
     assert door.answer(CALL, says("one")) == "one"
-    assert door.answer(CALL, says("two")) == "two"
+    assert door.answer(CALL, says("two \ud800")) == "two ?"  # as a record would have it
 
 
 def test_record_asks_once_and_replay_never(file: Path) -> None:
@@ -157,10 +157,22 @@ def test_wrong_files_and_modes(tmp_path: Path) -> None:
     for mode in ("record", "replay"):
         with pytest.raises(FatalToolError, match="text"):
             Door(mode, tmp_path / "text")  # type: ignore[arg-type]
+    with pytest.raises(FatalToolError, match="cannot be used"):
+        Door("record", tmp_path / "text" / "calls")
     with sqlite3.connect(tmp_path / "newer") as connection:
         connection.execute("PRAGMA user_version=9")
     with pytest.raises(FatalToolError, match="version"):
         Door("replay", tmp_path / "newer")
+
+
+def test_a_damaged_record_is_told(file: Path, tmp_path: Path) -> None:
+    Door("record", file).answer(CALL, says("one"))
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE calls SET answer = x'00'")
+    with pytest.raises(FatalToolError, match=r"The record .*calls\.sqlite cannot be used"):
+        Door("replay", file).answer(CALL, never)
+    with pytest.raises(FatalToolError, match="cannot be used"):
+        export_jsonl(file, tmp_path / "a.jsonl")
 
 
 def test_export_and_import(file: Path, tmp_path: Path) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
+import threading
 import time
 from collections.abc import Container, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from mmsr.live.engines import IMAGE_ENGINES, PAGE, TEXT_ENGINES, PageReader, Web
 from mmsr.live.serve import MAX_UPLOAD, running
 from mmsr.tools.base import Hit, ToolError
 from mmsr.tools.image import LocalImageSearch
+from mmsr.tools.picture import read_picture
 from mmsr.tools.text import LocalTextSearch
 from mmsr.world.snapshot import World, load_world
 
@@ -151,6 +155,13 @@ def test_uploads_are_forgotten(address: str, world: World, monkeypatch: pytest.M
         ("POST", "/search", {"content": "{"}, 400),
         ("POST", "/search", {"content": "[" * 100_000}, 400),
         ("POST", "/search", {"content": b" " * 2_000_001}, 413),
+        ("POST", "/search", {"content": b'{"q": "\\ud800"}'}, 400),
+        ("POST", "/search", {"content": b'{"q": "Kenya \\udfff"}'}, 400),
+        ("POST", "/search", {"content": b'{"q": "\xed\xa0\x80"}'}, 400),
+        ("POST", "/retrieve", {"content": b'{"queries": ["Kenya \\ud800"]}'}, 400),
+        ("POST", "/lens", {"content": b'{"url": "data:image/png;base64,\\ud800"}'}, 400),
+        ("POST", "/lens", {"json": {"url": "data:image/png;base64,é"}}, 400),
+        ("GET", "/search", {"params": {"engine": "google_lens", "url": "data:image/png;base64,é"}}, 400),
         ("POST", "/search", {"content": iter([b"{}"])}, 411),
         ("GET", "/search", {"params": {"q": "a"}}, 400),
         ("GET", "/search", {"params": {"q": "a", "engine": "bing"}}, 400),
@@ -184,6 +195,47 @@ def test_a_huge_picture_is_refused(address: str) -> None:
     Image.new("1", (6000, 6000)).save(buffer, "PNG")
     answer = httpx.post(f"{address}/image", files={"image": buffer.getvalue()})
     assert answer.status_code == 400 and "million pixels" in answer.json()["error"]
+
+
+def test_large_pictures_are_decoded_one_at_a_time(address: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, most, lock = [], [], threading.Lock()
+
+    def counted(data: bytes) -> Image.Image:
+        with lock:
+            now.append(data)
+            most.append(len(now))
+        time.sleep(0.05)
+        with lock:
+            now.pop()
+        return read_picture(data)
+
+    monkeypatch.setattr(serve, "read_picture", counted)
+    data = jpeg(flag(world), MAX_UPLOAD)
+    url = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
+
+    def send(number: int) -> int:
+        if number % 2:
+            return httpx.post(f"{address}/image", files={"image": data}).status_code
+        return httpx.post(f"{address}/lens", json={"url": url}).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(send, range(8))) == {200}
+    assert len(most) == 8 and max(most) == 1
+
+
+@pytest.mark.parametrize("path", ["/search", "/image"])
+def test_a_client_that_hangs_up_is_no_news(
+    world: World, local: tuple, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with running(world, *local) as url:
+        host, port = url.removeprefix("http://").split(":")
+        kind = "multipart/form-data; boundary=b" if path == "/image" else "application/json"
+        with socket.create_connection((host, int(port))) as client:
+            head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: 100\r\n\r\n"
+            client.sendall(head.encode() + b"--b\r\n")
+            time.sleep(0.2)  # it waits for the rest by now
+        assert httpx.post(f"{url}/search", json={"q": QUERY}).status_code == 200
+    assert capsys.readouterr().err == ""
 
 
 def test_a_broken_engine_is_an_error_500(world: World, local: tuple) -> None:

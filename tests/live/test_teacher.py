@@ -26,7 +26,7 @@ from mmsr.env import SearchEnv, Trajectory
 from mmsr.files import Stopped
 from mmsr.live.door import Door
 from mmsr.live.engines import base64_jpeg
-from mmsr.live.limits import Budget, BudgetSpent, Limits
+from mmsr.live.limits import Budget, BudgetSpent, Limits, SetUpFirst
 from mmsr.live.models import Chat, ChatModel
 from mmsr.live.record import stats
 from mmsr.live.roles import FIELDS, LLMTeacher, ModelJudge, label_field, turn_prompt
@@ -210,11 +210,21 @@ def test_tokens_and_dollars_are_counted(whole: Made, web: LocalWeb, tmp_path: Pa
     assert made.files == whole.files
 
 
-def test_a_model_that_breaks_the_protocol_gives_no_examples(web: LocalWeb, tmp_path: Path) -> None:
+def test_thoughts_before_a_turn_or_a_label_are_taken_off(whole: Made, web: LocalWeb, tmp_path: Path) -> None:
+    def thinks(request: dict[str, Any]) -> str:
+        said = plays_well(request)
+        return f"{'<think>' if len(said) % 2 else ''}Is it <reason>so</reason>? History?</think>\n{said}"
+
+    web.play(model(lambda request: plays_well(request) if "verdict" in str(request) else thinks(request)))
+    assert teach(tmp_path, web.url).files == whole.files
+
+
+def test_a_data_set_with_nothing_in_it_is_refused(web: LocalWeb, tmp_path: Path) -> None:
     web.play(model(lambda request: "It is Kenya."))
-    made = teach(tmp_path, web.url)
-    counts = made.built.funnel
-    assert (counts["played"], counts["passed_A"], counts["correct"], counts["balanced"]) == (30, 0, 0, 0)
+    said = r"would be empty \(questions 30, played 30, passed_A 0, .*balanced 0\): see in .*played.jsonl what"
+    with pytest.raises(FunnelError, match=said):
+        teach(tmp_path, web.url)
+    assert len((tmp_path / "funnel" / "played.jsonl").read_text().splitlines()) == 30
 
 
 def test_the_judge_keeps_what_exact_match_does_not(web: LocalWeb, tmp_path: Path) -> None:
@@ -224,8 +234,9 @@ def test_the_judge_keeps_what_exact_match_does_not(web: LocalWeb, tmp_path: Path
 
     web.play(model(wordy))
     made = teach(tmp_path, web.url)
-    strict = make(tmp_path / "strict", LLMTeacher(chat(web.url), seed=3).player(3))
-    assert strict.built.funnel["correct"] == 0 and made.built.funnel["correct"] > 20
+    with pytest.raises(FunnelError, match="correct 0, "):
+        make(tmp_path / "strict", LLMTeacher(chat(web.url), seed=3).player(3))
+    assert made.built.funnel["correct"] > 20
     judged = [json.loads(line) for line in (tmp_path / "funnel" / "judged.jsonl").read_text().splitlines()]
     assert {row["label"] for row in judged} <= {"correct", "incorrect"} and len(judged) >= 25
 
@@ -264,10 +275,10 @@ def test_an_endpoint_in_trouble_stops_the_funnel(whole: Made, web: LocalWeb, tmp
 
     def dies(request: dict[str, Any]) -> str | Part:
         count["all"] += 1
-        return plays_well(request) if count["all"] <= 12 else says(404, {"error": {"message": "no such model"}})
+        return plays_well(request) if count["all"] <= 12 else says(422, {"error": {"message": "out of order"}})
 
     web.play(model(dies))
-    with pytest.raises(Stopped, match=r"no such model.*start again"):
+    with pytest.raises(Stopped, match=r"out of order.*start again"):
         teach(tmp_path, web.url)
     web.play(model(plays_well))
     assert teach(tmp_path, web.url).files == whole.files
@@ -275,7 +286,11 @@ def test_an_endpoint_in_trouble_stops_the_funnel(whole: Made, web: LocalWeb, tmp
 
 def test_a_model_that_is_not_there_is_said(web: LocalWeb, tmp_path: Path) -> None:
     web.play(says(404, {"error": {"message": "no such model"}}))
-    with pytest.raises(FunnelError, match=r"None of 3 questions could be played: .*no such model"):
+    with pytest.raises(SetUpFirst, match=r"no such model.*llm_url"):
+        teach(tmp_path, web.url)
+    assert len(web.seen) < 10  # of thirty questions: those under way when the first was answered
+    web.play(says(422, {"error": {"message": "out of order"}}))
+    with pytest.raises(FunnelError, match=r"None of 3 questions could be played: .*out of order"):
         teach(tmp_path, web.url, asked=questions()[:3])
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -41,10 +42,11 @@ from mmsr.live.limits import (
     QuotaGone,
     RateLimited,
     Refused,
+    SetUpFirst,
     TokenBucket,
     Unavailable,
 )
-from mmsr.live.record import export_jsonl
+from mmsr.live.record import export_jsonl, stats
 from mmsr.tools.base import KEYS, FatalToolError, Hit, ToolError
 from mmsr.tools.picture import picture_key, read_picture
 
@@ -346,9 +348,58 @@ def test_brave_refuses_keys_with_422(web: LocalWeb) -> None:
     failing(lambda: search("brave", web), KeyRefused)
 
 
-def test_searxng_without_json(web: LocalWeb) -> None:
-    web.play(says(403, "<html>Forbidden</html>"))
-    assert "search.formats" in str(failing(lambda: search("searxng", web), Refused))
+@pytest.mark.parametrize(("name", "setting"), [("searxng", "search.formats"), ("wikimedia", "MMSR_CONTACT")])
+def test_a_refusal_that_a_setting_would_end_stops_the_run_and_names_it(name: str, setting: str, web: LocalWeb) -> None:
+    for body in ("<html>Forbidden</html>", "Please set a user-agent and respect our robot policy https://w.wiki/4wJS."):
+        web.play(says(403, body, Content_Type="text/plain"))
+        error = failing(lambda: search(name, web), SetUpFirst)
+        assert setting in str(error) and isinstance(error, FatalToolError) and len(web.seen) == 1
+
+
+def test_the_contact_is_sent_or_named_where_it_cannot_be(web: LocalWeb, monkeypatch: pytest.MonkeyPatch) -> None:
+    web.play(*CASES["wikimedia"].success)
+    monkeypatch.setenv("MMSR_CONTACT", "me@lab.example")
+    search("wikimedia", web)
+    assert "contact: me@lab.example)" in web.seen[0].headers["user-agent"]
+    for contact in ("Zoë", "me@lab.example\nX-Evil: 1"):
+        monkeypatch.setenv("MMSR_CONTACT", contact)
+        assert "MMSR_CONTACT" in str(failing(lambda: search("wikimedia", web), SetUpFirst))
+    assert len(web.seen) == 1
+
+
+def test_engines_that_did_not_answer_are_asked_again_and_never_kept_as_a_finding(web: LocalWeb, tmp_path: Path) -> None:
+    """SearXNG tells it in a success: "nothing was found" would stand in the record for ever."""
+    silent = says(200, {"results": [], "unresponsive_engines": [["google", "CAPTCHA"], ["brave", "timeout"]]})
+    web.play(silent, *CASES["searxng"].success)
+    assert len(search("searxng", web)) == len(web.seen) == 2
+    door = Door("record", tmp_path / "calls.sqlite")
+    web.play(silent)
+    assert "CAPTCHA" in str(failing(lambda: search("searxng", web, door), Unavailable))
+    assert len(web.seen) == FAST.tries and door.failed == {"searxng": 1}
+    assert stats(door.file)["searxng"]["errors"] == 1
+    failing(lambda: search("searxng", web, Door("replay", door.file)), Unavailable)
+    web.play(says(200, {"results": [ROW | TEXT], "unresponsive_engines": [["brave", "timeout"]]}))
+    assert len(search("searxng", web, Door("record", door.file))) == 1  # the next recording asks again; some are enough
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "kind"),
+    [
+        ("serpapi", {"error": "Unsupported `xx` location."}, Refused),
+        ("serpapi", {"error": "We couldn't get valid results for this search. Please try again later."}, Unavailable),
+        ("google_vision", {"responses": [{"error": {"code": 3, "message": "Bad image data."}}]}, Refused),
+        ("google_vision", {"responses": [{"error": {"code": 14, "message": "Unavailable."}}]}, Unavailable),
+    ],
+)
+def test_a_success_that_tells_of_a_failure_is_not_kept_as_an_answer(
+    name: str, answer: object, kind: type[ToolError], web: LocalWeb, tmp_path: Path
+) -> None:
+    web.play(says(200, answer))
+    failing(lambda: search(name, web, Door("record", tmp_path / "calls.sqlite")), kind)
+    assert len(web.seen) == (FAST.tries if kind is Unavailable else 1)
+    failing(lambda: search(name, web, Door("replay", tmp_path / "calls.sqlite")), kind)
+    web.play(*CASES[name].success)
+    assert len(search(name, web, Door("record", tmp_path / "calls.sqlite"))) == 2
 
 
 def test_budget_of_calls_counts_retries(web: LocalWeb) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import damage
 from PIL import ExifTags, Image
 
 from mmsr import rollout
@@ -143,17 +144,15 @@ def test_what_cannot_be_asked_is_said(
     adapter: Path, flags: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = ("--adapter", str(adapter))
-    broken, cut, huge, thin = (tmp_path / name for name in ("a.png", "b.png", "c.png", "d.png"))
+    broken, cut, huge = (tmp_path / name for name in ("a.png", "b.png", "c.png"))
     broken.write_bytes(b"no picture")
     cut.write_bytes(flags.read_bytes()[:-2000])
     Image.new("1", (6000, 5000)).save(huge)
-    Image.new("RGB", (1000, 2)).save(thin)
     assert "cannot be read: No such file" in refused(capsys, str(tmp_path / "none.png"), "What?", *good)
     assert "cannot be read: Is a directory" in refused(capsys, str(tmp_path), "What?", *good)
     assert "not a picture in" in refused(capsys, str(broken), "What?", *good)
     assert "cannot be used" in refused(capsys, str(cut), "What?", *good)
     assert "more than 25 million pixels" in refused(capsys, str(huge), "What?", *good)
-    assert "1000 × 2 pixels is too thin" in refused(capsys, str(thin), "What?", *good)
     assert "the question is empty" in refused(capsys, str(flags), "  ", *good)
     assert "no preset 'huge'" in refused(capsys, str(flags), "What?", "--preset", "huge")
     assert "is no folder of LoRA weights" in refused(capsys, str(flags), "What?", "--adapter", str(tmp_path))
@@ -172,6 +171,12 @@ def test_what_cannot_be_asked_is_said(
     assert "is no folder of LoRA weights" in refused(capsys, str(flags), "What?", "--adapter", str(wrong))
     shutil.copy(adapter / "adapter_config.json", wrong)  # and no weights
     assert "could not be loaded" in refused(capsys, str(flags), "What?", "--adapter", str(wrong))
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        for how in ("cut", "empty", "other shape", "no text"):
+            shutil.copytree(adapter, wrong, dirs_exist_ok=True)
+            damage(wrong / name, how)
+            said = refused(capsys, str(flags), "What?", "--adapter", str(wrong))
+            assert f"{name} is damaged: train it again" in said or "is no folder of LoRA weights" in said
     monkeypatch.setattr("mmsr.runs.ask.SHIPPED", tmp_path / "none")
     assert "ships no trained tiny agent: give one with --run RUN" in refused(capsys, str(flags), "What?")
 

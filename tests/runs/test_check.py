@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from damage import DAMAGES, damage
 from small_notebooks import write
 
 from mmsr.files import write_json
@@ -137,3 +138,16 @@ def test_a_broken_manifest_is_one_sentence(clone: Path, capsys: pytest.CaptureFi
     assert cli.main(["check"]) == 2
     said = capsys.readouterr().err
     assert "manifest.json is broken: Expecting" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", ["metrics.json", "manifest.json", "sft/sft.csv"])
+def test_a_damaged_reference_is_refused_before_it_is_run_again(
+    clone: Path, name: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(clone / "papermill_runs" / "reference_smoke" / name, how)
+    shutil.rmtree(clone / "papermill_runs" / "check_smoke")
+    assert cli.main(["check"]) == 2
+    said = capsys.readouterr().err
+    assert f"{name} is " in said and said.startswith("mmsr: ") and said.count("\n") == 1
+    assert not (clone / "papermill_runs" / "check_smoke").exists()

@@ -56,3 +56,10 @@ def test_table_of_several_runs_shows_their_mean_and_range(tmp_path: Path) -> Non
     assert rows["sft"] == ["–"] * 4  # one of the runs has not measured it
     assert rows["grpo-sft"] == ["+5.0", "[-5.0,", "+15.0]"]
     assert rows["grpo-rag"] == ["–"]
+
+
+@pytest.mark.parametrize(("missing", "told"), [(0.05, ""), (0.125, " (12.5 % without a verdict)")])
+def test_verdicts_that_are_missing_stand_in_the_table(missing: float, told: str, tmp_path: Path) -> None:
+    record_metrics(tmp_path, {"eval/rag/accuracy": 0.5, "eval/rag/judge_unreadable": missing})
+    row = next(line for line in table(tmp_path).splitlines() if line.startswith("rag"))
+    assert row.removeprefix("rag").strip().partition("  ")[0] == f"50.0 %{told}"

@@ -6,9 +6,10 @@ import copy
 from pathlib import Path
 
 import pytest
+from damage import DAMAGES, cut_at_a_line, damage
 from sample_run import eval_rows
 
-from mmsr.files import write_rows
+from mmsr.files import FileDamaged, write_rows
 from mmsr.runs.compare import contrast, difference
 
 
@@ -74,3 +75,26 @@ def test_runs_that_cannot_be_paired_are_refused(tmp_path: Path, rows: list[dict]
                 contrast(pair[:1], pair[1:])
     with pytest.raises(FileNotFoundError, match="run notebook 04 first"):
         contrast([a], [tmp_path / "none"])
+
+
+def test_text_that_has_line_ends_of_its_own_is_contrasted(tmp_path: Path, rows: list[dict]) -> None:
+    changed = copy.deepcopy(rows)
+    for row in changed:
+        row["question"]["text"] = row["answer"] = "one\u2028two\u2029three\x85four\x1efive"
+    a, b = saved(tmp_path / "a", changed), saved(tmp_path / "b", better(changed, 2))
+    assert difference(b, a)[1]["grpo"]["accuracy"].value == pytest.approx(2 / 24)
+
+
+@pytest.mark.parametrize("how", sorted(DAMAGES.keys() - {"empty"}))
+def test_damaged_rows_are_named(how: str, tmp_path: Path, rows: list[dict]) -> None:
+    a, b = saved(tmp_path / "a", rows), saved(tmp_path / "b", rows)
+    damage(a / "eval" / "rows.jsonl", how)
+    with pytest.raises(FileDamaged, match=r"a/eval/rows\.jsonl is damaged: run notebook 04 again\.$"):
+        contrast([a], [b])
+    saved(a, [{key: value for key, value in row.items() if key != "question"} for row in rows])
+    with pytest.raises(FileDamaged, match=r"a/eval/rows\.jsonl is damaged"):
+        contrast([b], [a])
+    saved(a, rows)
+    cut_at_a_line(a / "eval" / "rows.jsonl")
+    with pytest.raises(ValueError, match="not asked the same questions"):
+        contrast([a], [b])

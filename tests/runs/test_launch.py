@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import cut_at_a_line, damage
 from safetensors.torch import load_file
 from small_policy import tiny
 from torch.nn.functional import cosine_similarity
@@ -25,6 +26,8 @@ from mmsr.policy import load_policy
 from mmsr.presets import get_preset
 from mmsr.results import read_metrics
 from mmsr.runs import command as cli
+from mmsr.runs import runner
+from mmsr.runs.ask import SHIPPED
 from mmsr.runs.runner import State
 from mmsr.sft import train_sft
 from mmsr.task import Task
@@ -203,6 +206,38 @@ def test_a_run_of_another_seed_is_refused(tmp_path: Path, capsys: pytest.Capture
     State(preset="tiny", seed=3, started="", notebooks={}).save(tmp_path)
     assert cli.main(["sft", "--preset", "tiny", "--run", str(tmp_path)]) == 2
     assert "was begun with preset tiny and seed 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_folder_in_which_a_run_goes_on_is_left_alone(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "r"
+    shutil.copytree(SHIPPED, run / "sft" / "adapter")
+    with runner._alone(run):
+        assert cli.main([stage, "--preset", "smoke", "--run", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert f"Another run is going on in {run}: wait for it" in said and said.count("\n") == 1
+    assert [path.name for path in run.iterdir()] == ["sft"]
+
+
+def test_a_folder_that_cannot_be_named_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sft", "--preset", "smoke", "--run", "x" * 300]) == 1
+    said = capsys.readouterr().err
+    assert "File name too long; mend that, and" in said and said.count("\n") == 1
+
+
+def test_damaged_data_and_adapters_are_one_sentence(
+    one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(one / "data", tmp_path / "data")
+    shutil.copytree(SHIPPED, tmp_path / "sft" / "adapter")
+    cut_at_a_line(tmp_path / "data" / "data.jsonl")
+    damage(tmp_path / "sft" / MOVED, "cut")
+    for stage, name in (("sft", "data.jsonl"), ("grpo", "adapter_model.safetensors")):
+        assert cli.main([stage, "--preset", "smoke", "--run", str(tmp_path)]) == 2
+        said = capsys.readouterr().err
+        assert f"{name} is damaged: " in said and said.startswith("mmsr: ") and said.count("\n") == 1
 
 
 def test_tools_that_cannot_be_had_are_told_before_training(

@@ -66,18 +66,52 @@ def test_a_knob_may_be_annotated_as_a_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["a = 1\nb = a * 2", "import os", "a.b = 1", "a = b = 1", "print(1)", "a, b = 1, 2", "a = 1\nprint(1)", "a = ("],
+    [
+        *(
+            "a = 1\nb = a * 2",
+            "import os",
+            "a.b = 1",
+            "a = b = 1",
+            "print(1)",
+            "a, b = 1, 2",
+            "a = 1\nprint(1)",
+            "a = (",
+        ),
+        *(
+            "%matplotlib inline\na = 1",
+            "%%time\na = 1",
+            "!ls",
+            "a = %pwd",
+            "a?",
+            "a = {[]: 1}",
+            "a = " + "(" * 5000,
+            "a = \0",
+        ),
+    ],
 )
 def test_a_parameters_cell_holds_literals_only(tmp_path: Path, source: str) -> None:
-    with pytest.raises(ValueError, match="may only set names to literals"):
+    with pytest.raises(
+        ValueError, match=r"01_x\.ipynb: the `parameters` cell may only set names to literals"
+    ) as refused:
         read_notebook(write(tmp_path, "01_x", source))
+    assert "\n" not in str(refused.value)
 
 
 def test_a_file_that_is_no_notebook_is_refused(tmp_path: Path) -> None:
     broken = tmp_path / "01_x.ipynb"
-    broken.write_text("{")
-    with pytest.raises(ValueError, match="cannot be read"):
-        read_notebook(broken)
+    for text in (
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"nbformat": 4, "nbformat_minor": 5, "cells": [3]}',
+        '{"nbformat": 4, "cells": 3}',
+        "\0",
+    ):
+        broken.write_text(text)
+        with pytest.raises(ValueError, match=r"cannot be read as a notebook: .+\.$") as refused:
+            read_notebook(broken)
+        assert "\n" not in str(refused.value)
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(new_notebook(cells=[new_code_cell("a = 1")], metadata={"kernelspec": kernel}), broken)
     with pytest.raises(ValueError, match="one cell tagged `parameters`; it has 0"):

@@ -99,7 +99,7 @@ def test_what_cannot_be_is_said_in_a_sentence(notebook: Notebook, given: dict, s
 
 def test_fields_say_what_is_alike_and_what_may_change() -> None:
     assert marked(Preset, "alike") == {"policy", "revision", "four_bit"}
-    assert marked(Outside, "loose") == {"budget_calls", "budget_money", "teacher_workers", "llm_url"}
+    assert marked(Outside, "loose") == {"budget_calls", "budget_money", "teacher_workers", "llm_url", "llm_max_tokens"}
     first, second = (flat("tiny", {"kl": 0.1, "sizes": sizes}) for sizes in ({}, {"policy": "tiny"}))
     assert first == second and first["kl"] == 0.1 and first["search"] == "local"
 

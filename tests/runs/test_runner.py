@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +16,15 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from damage import DAMAGES, damage
 from small_notebooks import OURS, write
 
 from mmsr.results import read_metrics, record_metrics
 from mmsr.runs import RunFailed, UsageError, runner
 from mmsr.runs.notebooks import read_notebook
 from mmsr.runs.runner import run
+
+SHIPPED = runner.PACKAGE / "assets" / "tiny" / "agent"
 
 
 @pytest.fixture
@@ -202,6 +207,84 @@ def test_a_benchmark_without_its_files_is_refused_before_anything_starts(root: P
     assert not (root / "papermill_runs").exists()
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 65, "ß\n"])
+def test_a_name_that_no_folder_can_bear_is_refused(root: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot be named .*: use up to 64 letters, digits, points, dashes"):
+        go(root, name=name)
+    assert not (root / "papermill_runs").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(root: Path) -> None:
+    (root / "papermill_runs").write_text("a file")
+    with pytest.raises(UsageError, match=r"papermill_runs/r cannot be written: (File exists|Not a directory)\.$"):
+        go(root)
+    (root / "papermill_runs").unlink()
+    folder = go(root, "01")
+    (folder / "state.json.part").mkdir()
+    with pytest.raises(UsageError, match=r"papermill_runs/r cannot be written: Is a directory\.$"):
+        go(root, "02")
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kit(root: Path) -> Path:
+    """The repository with notebooks of the kit's numbers beside the two, and another run that has trained."""
+    for name in ("02_sft", "03_grpo"):
+        stage = name.partition("_")[2]
+        work = f"import shutil\nshutil.copytree({str(SHIPPED)!r}, f'{{run_dir}}/{stage}/adapter')"
+        write(root, name, OURS + ("" if stage == "sft" else 'adapters: "Path" = ""\n'), work)
+    for name in ("04_evaluate", "05_crop_ablation"):
+        write(root, name, OURS + 'adapters: "Path" = ""\n', "print(adapters)")
+    for stage in ("sft", "grpo"):
+        shutil.copytree(SHIPPED, root / "papermill_runs" / "other" / stage / "adapter")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("notebooks", "spoil", "said"),
+    [
+        (
+            ["04"],
+            "typo",
+            "typo/grpo/adapter is not there|typo/sft/adapter is not there: run notebook 02 first, or give",
+        ),
+        (["05"], "typo", "typo/grpo/adapter is not there: run notebook 03 first, or give adapters=RUN"),
+        (["03"], "other/sft", "other/sft/adapter is not there: run notebook 02 first"),
+        (["04"], "other/grpo", "other/grpo/adapter is not there: run notebook 03 first"),
+        (
+            ["04"],
+            "other/grpo/adapter/adapter_model.safetensors",
+            "adapter_model.safetensors is not there: train it again",
+        ),
+    ],
+)
+def test_adapters_that_are_not_there_are_refused_before_anything_starts(
+    kit: Path, notebooks: list[str], spoil: str, said: str
+) -> None:
+    place = kit / "papermill_runs" / spoil
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    adapters = kit / "papermill_runs" / ("typo" if spoil == "typo" else "other")
+    with pytest.raises(UsageError, match=said):
+        go(kit, *notebooks, parameters={"adapters": str(adapters)})
+    assert not (kit / "papermill_runs" / "r").exists()
+
+
+def test_adapters_of_this_run_and_of_another_are_found(kit: Path) -> None:
+    with pytest.raises(UsageError, match="sft/adapter is not there: run notebook 02 first, or give adapters=RUN"):
+        go(kit, "04")
+    folder = go(kit, "04", parameters={"adapters": str(kit / "papermill_runs" / "other")})
+    assert (folder / "manifest.json").exists()
+    assert go(kit, "02", "03", "04", name="all").name == "all"  # trained before they are needed
+    assert go(kit, "05", name="all").name == "all"
+    with pytest.raises(UsageError, match="sft/adapter is not there"):
+        go(kit, "04", name="all", fresh=True)  # which would delete them first
+    assert (kit / "papermill_runs" / "all" / "sft" / "adapter").exists()
+
+
 # --- failing ----------------------------------------------------------------------------------------------------------
 
 
@@ -236,7 +319,8 @@ def test_a_kernel_that_dies_is_a_failure(tmp_path: Path) -> None:
 def test_a_broken_state_is_one_sentence(root: Path) -> None:
     folder = root / "papermill_runs" / "r"
     folder.mkdir(parents=True)
-    for broken in ("{", "[]", '{"preset": "tiny"}'):
+    whole = {"preset": "tiny", "seed": 0, "started": "", "notebooks": {}}
+    for broken in ("", "{", "[]", '{"preset": "tiny"}', "\0" * 9, json.dumps(whole | {"kernel": [-1, 0.0]})):
         (folder / "state.json").write_text(broken)
         with pytest.raises(UsageError, match=r"state\.json is broken: delete .*r and begin that run again\.$"):
             go(root)
@@ -366,6 +450,80 @@ def test_what_may_change_may_change_when_a_run_goes_on(root: Path) -> None:
     go(root, "01", parameters={"budget_calls": "5", "revision": "none"})
     with pytest.raises(UsageError, match="grpo_steps 64, not 2, in 01_first"):
         go(root, "01", parameters={"grpo_steps": "2", "revision": "none"})
+
+
+def test_what_a_notebook_has_not_yet_used_may_change(kit: Path) -> None:
+    """A mistyped address stops notebook 03; the corrected command goes on, and keeps what 01 and 02 have done."""
+    look = "assert outside['search_url'].endswith(':1'), 'no such host'"
+    for name in ("01_first", "02_second"):
+        write(
+            kit,
+            name,
+            OURS + "outside = {}\n",
+            "from pathlib import Path\n(Path(run_dir) / 'done').open('a').write('1')",
+        )
+    write(kit, "03_grpo", OURS + "outside = {}\n", look)
+    folder = go(kit, "01_first", "02_second")
+    wrong, right = ({"search": "searxng", "search_url": f"http://127.0.0.1:{port}"} for port in (2, 1))
+    with pytest.raises(RunFailed, match="no such host"):
+        go(kit, "03", parameters=wrong)
+    assert go(kit, "03", parameters=right) == folder and (folder / "done").read_text() == "11"
+    asked = json.loads((folder / "manifest.json").read_text())["notebooks"]["03_grpo"]["parameters"]["outside"]
+    assert asked["search_url"] == right["search_url"]
+    with pytest.raises(
+        UsageError, match=r"search_url 'http://127.0.0.1:1', not 'http://127.0.0.1:2', in 03_grpo: choose"
+    ):
+        go(kit, "03", parameters=wrong)  # it has finished
+
+
+def test_what_a_training_has_used_may_not_change_and_how_it_begins_again_is_said(kit: Path) -> None:
+    write(kit, "03_grpo", OURS + "kl = 0.1\n", "from pathlib import Path", "assert kl == 0.3")
+    with pytest.raises(RunFailed, match="AssertionError"):
+        go(kit, "03")
+    folder = kit / "papermill_runs" / "r"
+    (folder / "grpo" / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    said = r"begun with kl 0\.1, not 0\.3, in 03_grpo \(which begins again without grpo/checkpoints\): choose"
+    with pytest.raises(UsageError, match=said):
+        go(kit, "03", parameters={"kl": "0.3"})
+    shutil.rmtree(folder / "grpo" / "checkpoints")
+    assert go(kit, "03", seed=4, parameters={"kl": "0.3"}) == folder  # nothing was used, so the seed may change, too
+    assert json.loads((folder / "manifest.json").read_text())["seed"] == 4
+
+
+def test_a_notebook_whose_copy_was_deleted_runs_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = go(root)
+    (folder / "01_first.ipynb").unlink()
+    go(root)
+    assert log(folder) == ["first tiny 0 3", "second tiny 0 0.5 a b", "first tiny 0 3"]
+    assert "02_second was finished before (it runs again where its copy is deleted)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_metrics_are_refused_before_anything_starts(root: Path, how: str) -> None:
+    folder = go(root, "01")
+    damage(folder / "metrics.json", how)
+    with pytest.raises(UsageError, match=r"metrics\.json is damaged: delete it and the executed notebooks"):
+        go(root, "02")
+    assert len(log(folder)) == 1
+    for name in ("metrics.json", "01_first.ipynb"):
+        (folder / name).unlink()
+    assert set(read_metrics(go(root))) >= {"time/01_first", "time/02_second"}  # as it is told to do
+
+
+def test_after_a_full_disk_a_run_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        patch.setattr(runner, "record_metrics", lambda *_: (_ for _ in ()).throw(full))
+        with pytest.raises(OSError, match="No space left"):
+            go(root, "01")
+    assert len(log(go(root, "01"))) == 2
+
+
+def test_a_damaged_account_of_a_notebook_is_named(root: Path) -> None:
+    account = root / "papermill_runs" / "r" / "outside" / "01_first.json"
+    write(root, "01_first", OURS, f"import os\nos.makedirs({str(account.parent)!r})\nopen({str(account)!r}, 'w')")
+    with pytest.raises(UsageError, match=r"01_first\.json is damaged: delete it\.$"):
+        go(root, "01")
 
 
 def test_a_process_that_took_the_number_of_a_kernel_is_left_alone() -> None:

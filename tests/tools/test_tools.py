@@ -126,6 +126,37 @@ def test_answers_of_real_questions_are_in_what_is_read() -> None:
     assert kept / len(asked) >= 0.95
 
 
+class Counter:
+    """Counts words as tokens, and what it was given to count."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def __call__(self, text: str) -> int:
+        self.read += len(text)
+        return len(text.split())
+
+
+def test_a_title_that_fills_the_budget_is_cut_and_the_other_hits_are_shown() -> None:
+    long, kenya = Hit("a", "word " * 30, "one; two", 1.0), Hit("b", "Kenya: Capital", "name: Nairobi", 0.5)
+    lines = ExtractiveSummariser(Counter(), 40).summarise("Capital?", "Kenya", [long, kenya, long]).split("\n")
+    assert [line[:7] for line in lines] == ["1. word", "2. Keny", "3. word"]
+    assert lines[1] == "2. Kenya: Capital: name: Nairobi" and all(len(line.split()) <= 20 for line in lines)
+
+
+@pytest.mark.parametrize("joint", [", ", "; ", " "])
+def test_twice_the_page_is_little_more_than_twice_the_work(joint: str) -> None:
+    """Five pages of 8,000 characters, each "b, b, b", took half a minute."""
+
+    def work(size: int) -> int:
+        count = Counter()
+        hits = [Hit(str(n), "b" + joint * 20, f"b{joint}" * size, 1.0) for n in range(5)]
+        assert ExtractiveSummariser(count, 112).summarise("b?", "b", hits).startswith("1. b")
+        return count.read
+
+    assert work(8_000) < 2.5 * work(4_000)
+
+
 def test_no_hits_is_said() -> None:
     assert ExtractiveSummariser(len, 100).summarise("a?", "a", []) == "Nothing was found."
 

@@ -5,19 +5,22 @@
     items = settle(drafts)                    # pictures found, or unpacked from a parquet file
 
 A draft is a `BenchmarkItem` and the places where its picture may lie, best first; `<file>.parquet/images/7` is the
-picture in row 7 of a parquet file. Pictures are looked for once a sample is drawn: there are up to 70,000.
+picture in row 7 of a parquet file. Pictures are found and looked at once a sample is drawn: there are up to 70,000.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsr.task import FileQuestion
@@ -98,10 +101,12 @@ def document(path: Path, listed: str = "") -> Row:
 
 
 def decoded(data: str | bytes, place: str, expected: str) -> Any:
-    """The JSON value."""
+    """The JSON value, whose texts can be written again: half a character (a lone surrogate) is refused."""
     try:
-        return json.loads(data)
-    except ValueError as error:
+        value = json.loads(data)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except (ValueError, RecursionError) as error:
         raise BenchmarkError(f"{place}: expected {expected} ({error}).") from error
 
 
@@ -135,18 +140,34 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
         raise BenchmarkError(f"{path.name}: expected a CSV table in UTF-8 ({error}).") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Within the block a parquet file is read: BenchmarkError where it is none, or is damaged."""
     try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        said = str(error).partition("\n")[0]
+        raise BenchmarkError(f"{path.name}: expected a parquet file that is whole ({said}).") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    with _whole(path):
         file = pq.ParquetFile(path)
-    except (ValueError, OSError) as error:
-        raise BenchmarkError(f"{path.name}: expected a parquet file ({error}).") from error
     columns = file.schema_arrow.names
     pictures = next((name for name in PICTURE_COLUMNS if name in columns), None)
     if pictures is None:
         raise BenchmarkError(f"{path.name}: expected a column {' or '.join(PICTURE_COLUMNS)}, found {columns}.")
-    table = file.read(columns=[name for name in columns if name != pictures])
-    for number, row in enumerate(table.to_pylist(), 1):
+    with _whole(path):
+        table = file.read(columns=[name for name in columns if name != pictures]).to_pylist()
+    for number, row in enumerate(table, 1):
         yield f"row {number}", row | {"picture": path / pictures / str(number)}
+
+
+def _cells(column: Path) -> Iterator[Any]:
+    """The values of a parquet file's column, in small batches: a file can be larger than memory."""
+    with _whole(column.parent):
+        for batch in pq.ParquetFile(column.parent).iter_batches(batch_size=32, columns=[column.name]):
+            yield from batch.column(0)
 
 
 def any_suffix(stem: Path) -> list[Path]:
@@ -155,24 +176,32 @@ def any_suffix(stem: Path) -> list[Path]:
 
 
 def settle(drafts: Sequence[Draft]) -> list[BenchmarkItem]:
-    """The items with their pictures' paths; BenchmarkError naming the first picture that is not there."""
+    """The items with their pictures' paths, each picture looked at: better now than after hours of other workflows.
+
+    Raises BenchmarkError for the first picture that is not there or cannot be read, naming its question.
+    """
     unpacked = _unpack({places[0] for _, places in drafts if places[0].parent.parent.suffix == ".parquet"})
-    items = []
+    items, seen = [], set()
     for item, places in drafts:
-        picture = unpacked.get(places[0]) or next((place for place in places if place.is_file()), None)
+        picture = unpacked.get(places[0]) or next((place for place in places if os.path.isfile(place)), None)
         if picture is None:
             others = f", or one of {len(places) - 1} other spellings of it" if places[1:] else ""
             raise BenchmarkError(f"The picture of question {item.id} is missing: expected {places[0]}{others}.")
         items.append(replace(item, picture=picture))
+        if picture not in seen:
+            seen.add(picture)
+            try:
+                items[-1].asked().draw()
+            except ValueError as error:
+                raise BenchmarkError(str(error)) from None
     return items
 
 
 def _unpack(packed: set[Path]) -> dict[Path, Path]:
     """Where the pictures of parquet rows are now: written beside their file as pictures/<file>_<row>.<format>."""
     written = {}
-    for column in sorted({place.parent for place in packed}):  # in small batches: a file can be larger than memory
-        batches = pq.ParquetFile(column.parent).iter_batches(batch_size=32, columns=[column.name])
-        for number, cell in enumerate((cell for batch in batches for cell in batch.column(0)), 1):
+    for column in sorted({place.parent for place in packed}):
+        for number, cell in enumerate(_cells(column), 1):
             if (place := column / str(number)) in packed:
                 written[place] = _write_picture(cell.as_py(), column.parent, number)
     return written
@@ -191,6 +220,9 @@ def _write_picture(value: Any, path: Path, number: int) -> Path:
         raise BenchmarkError(f"{where}: expected the bytes of a PNG, JPEG, WebP or GIF picture.")
     target = path.parent / "pictures" / f"{path.stem}_{number}{suffix}"
     if not (target.is_file() and target.read_bytes() == data):
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(data)
+        try:
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(data)
+        except OSError as error:
+            raise BenchmarkError(f"{where}: its picture cannot be written to {target} ({error.strerror}).") from error
     return target

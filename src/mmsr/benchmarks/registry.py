@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import random
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,8 @@ class Benchmark:
     """A benchmark by name: how its files are read, how answers are marked, how many questions the paper draws.
 
     `headline` names the published metric among the scores: the mean of the marks, or with `halves` the harmonic mean
-    over InfoSeek's two unseen splits, or without `mark` what SimpleVQA makes of a judge's labels.
+    over InfoSeek's two unseen splits, or without `mark` what SimpleVQA makes of a judge's labels. `beside` are other
+    scripts' marks, by the names of their scores.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Benchmark:
     drawn: int = 0
     halves: bool = False
     left_out: str = ""  # the kind of question that the published metric does not count
+    beside: Mapping[str, Mark] = field(default_factory=dict)
 
     def load(self, data_dir: Path, sample: int = 0, seed: int = 0) -> list[BenchmarkItem]:
         """The questions in file order: `sample` of them drawn with the seed, or the paper's number where it is 0.
@@ -88,6 +90,8 @@ class Benchmark:
             if not counted:
                 raise ValueError(f"None of the {len(items)} questions counts for {self.headline}: draw more.")
             scores |= (_unseen if self.halves else _by_kind)(self.headline, counted)
+            for name, mark in self.beside.items():
+                scores[name] = _mean([(item, mark(item, answer)) for item, answer in answered])
         if labels is not None:
             scores["judge_accuracy"] = _mean([(item, label == "correct") for item, label in zip(items, labels)])
             scores["judge_unreadable"] = sum(label is None for label in labels) / len(labels)  # they count as wrong
@@ -147,11 +151,12 @@ def _by(rule: Callable[..., float], *fields: str) -> Mark:
 
 
 _infoseek = _by(rules.infoseek_mark, "kind", "golds", "limits")
+_LMMS = {"vqa_accuracy_lmms_eval": _by(rules.okvqa_lmms_mark, "golds")}
 _ALL = (
     Benchmark("infoseek", "harmonic_mean", readers.infoseek, _infoseek, PAPER_SAMPLE, halves=True),
     Benchmark("infoseek_train", "relaxed_accuracy", partial(readers.infoseek, split="train"), _infoseek),
     Benchmark("evqa", "evqa_exact_match", readers.evqa, _by(rules.evqa_mark, "golds", "kind"), PAPER_SAMPLE),
-    Benchmark("okvqa", "vqa_accuracy", readers.okvqa, _by(rules.okvqa_mark, "golds")),
+    Benchmark("okvqa", "vqa_accuracy", readers.okvqa, _by(rules.okvqa_mark, "golds"), beside=_LMMS),
     Benchmark("aokvqa", "direct_answer", readers.aokvqa, _by(rules.aokvqa_mark, "golds"), left_out="difficult"),
     Benchmark("simplevqa", "f_score", readers.simplevqa, None),
     Benchmark("dynvqa", "token_f1_recall", readers.dynvqa, _by(rules.dynvqa_mark, "golds")),

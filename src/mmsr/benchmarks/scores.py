@@ -52,11 +52,26 @@ def vqa_normalise(text: str) -> str:
 
 
 def okvqa_mark(answer: str, golds: Sequence[str]) -> float:
-    """VQA accuracy: each annotator left out in turn, min(1, matches among the others / 3), then the mean."""
+    """VQA accuracy as vqaEval.py has it (GT-Vision-Lab/VQA, for VQA v2).
+
+    Where all annotators wrote the same, it compares to the letter: "Black" is wrong where ten wrote "black".
+    """
     answer, golds = _one_line(answer), [_one_line(gold) for gold in golds]
-    if len(set(golds)) > 1:  # where all annotators wrote the same, the script normalises neither side
+    if len(set(golds)) > 1:
         answer, golds = vqa_normalise(answer), [vqa_normalise(gold) for gold in golds]
-    n, matches = len(golds), sum(gold.lower() == answer.lower() for gold in golds)
+    return _agreement(answer, golds)
+
+
+def okvqa_lmms_mark(answer: str, golds: Sequence[str]) -> float:
+    """VQA accuracy as lmms-eval has it: all normalised, without commas and question marks, and a clitic 's parted."""
+    texts = (text.lower().replace(",", "").replace("?", "").replace("'s", " 's") for text in (answer, *golds))
+    answer, *golds = (vqa_normalise(_one_line(text)) for text in texts)
+    return _agreement(answer, golds)
+
+
+def _agreement(answer: str, golds: Sequence[str]) -> float:
+    """Each annotator left out in turn, min(1, matches among the others / 3), then the mean."""
+    n, matches = len(golds), golds.count(answer)
     one_left_out, all_there = (min(1.0, count / VQA_AGREEMENT) for count in (matches - 1, matches))
     return (matches * one_left_out + (n - matches) * all_there) / n
 

@@ -16,8 +16,9 @@ from PIL import Image
 from transformers import AutoTokenizer, GroundingDinoForObjectDetection, GroundingDinoProcessor
 from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
 
+from mmsr.live.door import short
 from mmsr.protocol import Box
-from mmsr.tools.base import Grounder
+from mmsr.tools.base import FatalToolError, Grounder
 from mmsr.tools.ground import clamp, pad
 from mmsr.tools.picture import picture_key
 
@@ -41,7 +42,12 @@ class DinoGrounder(Grounder):
     """Boxes by Grounding DINO; an expression on a picture has one box, which is kept."""
 
     def __init__(self, model: Any = None, processor: Any = None, threshold: float = THRESHOLD) -> None:
-        self.model, self.processor = (model, processor) if model is not None else load_dino()
+        """Raises FatalToolError where no model is given and the hub's cannot be had."""
+        try:
+            self.model, self.processor = (model, processor) if model is not None else load_dino()
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            remedy = "go online once, so that it is downloaded, or leave grounder=dino out"
+            raise FatalToolError(f"Grounding DINO cannot be loaded ({short(str(error))}): {remedy}.") from None
         self.threshold = threshold
         self._boxes: dict[tuple[str, str], Box | None] = {}
 

@@ -34,20 +34,30 @@ from urllib.parse import quote, quote_plus
 import httpx
 
 from mmsr import __version__
-from mmsr.live.limits import BadAnswer, Budget, KeyRefused, Limits, QuotaGone, RateLimited, Refused, Unavailable, bucket
+from mmsr.live.limits import (
+    BadAnswer,
+    Budget,
+    KeyRefused,
+    Limits,
+    QuotaGone,
+    RateLimited,
+    Refused,
+    SetUpFirst,
+    Unavailable,
+    bucket,
+)
 from mmsr.live.record import Call, Outcome, load, opened, save
 from mmsr.live.wire import send
 from mmsr.tools.base import KEYS, FatalToolError, ToolError
 
 Mode = Literal["live", "record", "replay"]
+Check = Callable[[httpx.Response], object]
 STRIPES = 1024  # locks that calls with equal keys share, so that eight rollouts with one query pay for it once
 SHORTEST_KEY = 12  # characters; "EMPTY", which local servers take, is no secret and may be a word of the answer
 SAID = ("code", "status", "message", "detail")  # the fields of an error that services use
 RETRIED = {408, 425, 429, 500, 502, 503, 504, 529}
 _KEY_TROUBLE = re.compile("api.?key|subscription.?token|invalid token|unauthori[sz]ed", re.IGNORECASE)
 _NO_COOKIES = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-_CONTACT = os.environ.get("MMSR_CONTACT", "none given")
-USER_AGENT = f"mmsr/{__version__} (multimodal search research kit; contact: {_CONTACT})"
 
 
 class ReplayMiss(FatalToolError):
@@ -66,7 +76,7 @@ class Service:
     rate: float = 5.0  # calls a second
     price: float = 0.0  # US dollars for a successful call
     quota: str = "credit|quota|run out|billing"  # the words of an error that mean "used up" rather than "slow down"
-    help_403: str = ""  # what a refusal usually means there
+    help_403: str = ""  # which setting a refusal asks for there: nothing is answered without it
     limits: Limits = field(default_factory=Limits)
     web: bool = False  # strangers' pages: addresses must be global, no proxy is used, and nothing they say ends a run
     near: bool = False  # except that a world served on loopback may lie anywhere
@@ -98,16 +108,21 @@ class Door:
             with opened(self.file, write=self.mode == "record"):
                 pass  # fails now rather than at the first question
         self.asked: Counter[str] = Counter()  # calls by back end, however they were answered: alike in every mode
+        self.failed: Counter[str] = Counter()  # those of them that gave no answer, such as pages that were not read
         self._counting = threading.Lock()
-        self._failed: set[str] = set()
+        self._in_vain: set[str] = set()  # keys of calls that failed in this run
         self._stripes = [threading.Lock() for _ in range(STRIPES)]
 
-    def open(self, service: Service) -> httpx.Client:
-        """A client of the service, without redirects, cookies or credentials of the environment. Raises KeyRefused."""
-        key, headers = service.key(), {"Accept-Encoding": "identity", "User-Agent": USER_AGENT}
+    def open(self, service: Service, check: Check = lambda reply: None) -> httpx.Client:
+        """A client of the service, without redirects, cookies or credentials of the environment.
+
+        `check` reads a success, and raises where it tells of a failure: Unavailable is then tried again. Raises
+        KeyRefused, and SetUpFirst for a contact that cannot be sent.
+        """
+        key, headers = service.key(), {"Accept-Encoding": "identity", "User-Agent": user_agent()}
         if key and service.key_header:
             headers[service.key_header] = f"Bearer {key}" if service.key_header == "Authorization" else key
-        ours = {"transport": Patient(service, key, self.budget), "trust_env": False, "cookies": _NO_COOKIES}
+        ours = {"transport": Patient(service, key, self.budget, check), "trust_env": False, "cookies": _NO_COOKIES}
         return httpx.Client(base_url=service.base_url, headers=headers, **ours)
 
     def answer(self, call: Call, ask: Callable[[], str]) -> str:
@@ -115,30 +130,44 @@ class Door:
 
         Raises what `ask` raises, or what it raised when the call was recorded; ReplayMiss for an unrecorded call.
         """
-        key = call.key
-        KEYS.note(key)
+        KEYS.note(call.key)
         with self._counting:
             self.asked[call.backend] += 1
-        if self.mode == "live":
-            return _outcome(call, ask).result()
+        outcome = _outcome(call, ask) if self.mode == "live" else self._recorded(call, ask)
+        if outcome.error:
+            with self._counting:
+                self.failed[call.backend] += 1
+        return outcome.result()
+
+    def _recorded(self, call: Call, ask: Callable[[], str]) -> Outcome:
+        """What the record holds of a call; in mode "record" it is asked where there is no answer yet."""
+        key = call.key
         with self._stripes[int(key[:8], 16) % STRIPES]:
             kept = load(self.file, key)
             if self.mode == "replay" and kept is None:
                 asked = f"{call.backend} {call.path} {short(json.dumps(call.body, ensure_ascii=False), 160)}"
                 said = f"The record {self.file} has no answer to {asked} (key {key[:12]})"
                 raise ReplayMiss(f"{said}: record it, or ask what was asked then.")
-            if self.mode == "record" and (kept is None or (kept.error and key not in self._failed)):
+            if self.mode == "record" and (kept is None or (kept.error and key not in self._in_vain)):
                 started = time.monotonic()
                 outcome = _outcome(call, ask)
                 if outcome.error:
-                    self._failed.add(key)
+                    self._in_vain.add(key)
                 kept = save(self.file, call, outcome, time.monotonic() - started)
-            return kept.result()
+            return kept
+
+
+def user_agent() -> str:
+    """How we introduce ourselves, with whom to ask. Raises SetUpFirst where MMSR_CONTACT cannot be sent."""
+    contact = os.environ.get("MMSR_CONTACT", "").strip() or "none given"
+    if not re.fullmatch(r"[\x20-\x7e]*", contact):
+        raise SetUpFirst("MMSR_CONTACT has characters that cannot be sent: set it to an e-mail address or a web page.")
+    return f"mmsr/{__version__} (multimodal search research kit; contact: {contact})"
 
 
 def _outcome(call: Call, ask: Callable[[], str]) -> Outcome:
     try:
-        return Outcome(ask())
+        return Outcome(ask().encode("utf-8", "replace").decode())  # live as in the record, which is UTF-8
     except (httpx.InvalidURL, UnicodeError):
         return Outcome(f"{call.backend} was given an address or a text that cannot be sent: check them.", "Refused")
     except FatalToolError:
@@ -175,6 +204,7 @@ class Patient(httpx.BaseTransport):
     service: Service
     key: str
     budget: Budget
+    check: Check
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         limits, key_param = self.service.limits, self.service.key_param
@@ -207,9 +237,12 @@ class Patient(httpx.BaseTransport):
         reply = httpx.Response(status, headers=reply.headers, content=_without(reply.content, self.key))
         if reply.is_success:
             self.budget.add(service.name, service.price)
+            self.check(reply)
             return reply
         said = _said(reply.content)
         text = f"{service.name} answered HTTP {status}" + (f" ({said})." if said else ".")
+        if status == 403 and service.help_403:
+            raise SetUpFirst(f"{text} {service.help_403}")
         if not service.web and _used_up(reply, said, service.quota):
             raise QuotaGone(f"{text} The account is used up: top it up or choose another engine.")
         if not service.web and (status == 401 or (status in (400, 403, 422) and _KEY_TROUBLE.search(said))):
@@ -217,7 +250,7 @@ class Patient(httpx.BaseTransport):
             raise KeyRefused(f"{text} The key is refused: {where}.")
         if status in RETRIED:
             raise (RateLimited if status == 429 else Unavailable)(text, _retry_after(reply.headers))
-        raise Refused(f"{text} {service.help_403}" if status == 403 and service.help_403 else text)
+        raise Refused(text)
 
 
 def _used_up(reply: httpx.Response, said: str, quota: str) -> bool:

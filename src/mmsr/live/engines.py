@@ -27,15 +27,16 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from string import Template
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 import httpx
 import trafilatura
 from PIL import Image
 
-from mmsr.live.door import Door, Service, json_text, understood
-from mmsr.live.limits import BadAnswer, Limits, Refused
+from mmsr.live.door import Door, Service, json_text, short, understood
+from mmsr.live.limits import BadAnswer, Limits, Refused, Unavailable
 from mmsr.live.record import Call
+from mmsr.live.wire import bounded, is_address
 from mmsr.presets import ASSETS
 from mmsr.tools.base import KEYS, Hit, ToolError, in_parallel
 from mmsr.tools.picture import flat, picture_key
@@ -43,8 +44,10 @@ from mmsr.tools.picture import flat, picture_key
 LEAST = 10  # results asked for at least: engines charge by the call, and a record then serves every smaller k
 LENS_BYTES = 500_000  # SerpApi refuses larger uploads
 VISION_BYTES = 4_000_000  # Google refuses requests over 10 MB, and base64 makes a third more of a picture
+PASSING = (4, 8, 13, 14)  # Google's codes for a deadline, a used-up minute, an inner error, unavailable
 OWN_RATE = 100.0  # calls a second to a server of one's own
 MAX_CHARS = 8000  # of one page; a summariser reads five of them
+MAX_TAGS = 10_000  # of one page, which have its first MAX_CHARS among them: extraction is not linear in their number
 # The rate is by host: nobody's server is asked more often than this.
 PAGE = Service("page", "", rate=4.0, limits=Limits(total=20.0, attempt=10.0, tries=2, max_bytes=2_000_000), web=True)
 
@@ -74,7 +77,7 @@ class Engine:
         for row in rows:
             link = plain(row.get(self.link))
             url = self.service.base_url.rstrip("/") + self.page + quote(link) if self.page else link
-            if re.match(r"https?://", url):
+            if _of_web(url):
                 title, text = plain(row.get(self.title)), plain(row.get(self.text))
                 hits.append(Hit(url, title, text, 1 / (len(hits) + 1), url))
         return hits
@@ -120,15 +123,20 @@ class WebSearch:
             method, path = engine.call.split()
             sent = SENDERS[name](engine, self.door, query, body) if pictures else body
             given = {"params" if method == "GET" else "json": sent}
-            return json_text(self.door.open(engine.service).request(method, path, **given), name)
+            client = self.door.open(engine.service, lambda reply: self._hits(json_text(reply, name)))
+            return json_text(client.request(method, path, **given), name)
 
-        text = self.door.answer(Call(name, engine.version, engine.call, body, pictures), ask)
-        with understood(name):
-            hits = [self._named(hit) for hit in READERS.get(name, _listed)(engine, json.loads(text))[:k]]
+        hits = self._hits(self.door.answer(Call(name, engine.version, engine.call, body, pictures), ask))[:k]
         return with_pages(hits, self.reader) if self.reader else hits
 
+    def _hits(self, text: str) -> list[Hit]:
+        """All hits of an answer. Raises BadAnswer, and Refused or Unavailable where it tells that the search failed."""
+        name = self.engine.service.name
+        with understood(name):
+            return [self._named(hit) for hit in READERS.get(name, _listed)(self.engine, json.loads(text))]
+
     def _named(self, hit: Hit) -> Hit:
-        name = unquote(urlsplit(hit.id).path).removeprefix("/page/")
+        name = unquote(re.sub(r"^https?://[^/]*/page/", "", hit.id))
         return replace(hit, id=name) if name in self.names else hit
 
 
@@ -142,12 +150,19 @@ class PageReader:
 
     def read(self, url: str) -> str:
         """Its main text, at most MAX_CHARS characters. Raises Refused for what is no address of the web, and more."""
-        if not url.startswith(("http://", "https://")):
-            raise Refused(f"{url[:80]} is no address of a web page: only http and https are read.")
         own = self.own and url.startswith(self.own.rstrip("/") + "/")
         service = replace(self.service, near=True, rate=OWN_RATE) if own else self.service
-        call = Call("page", 1, "GET", {"url": url})
-        return self.door.answer(call, lambda: main_text(self.door.open(service).get(url)))
+
+        def ask() -> str:
+            if not is_address(url):
+                raise Refused(f"{plain(url, 80)} is no address of a web page: only http and https are read.")
+            reply, seconds = self.door.open(service).get(url), service.limits.attempt
+            try:
+                return bounded(lambda: main_text(reply), seconds)
+            except TimeoutError:
+                raise BadAnswer(f"The page takes more than {seconds:g} s to read: its snippet has to do.") from None
+
+        return self.door.answer(Call("page", 1, "GET", {"url": url}), ask)
 
 
 def main_text(reply: httpx.Response) -> str:
@@ -156,19 +171,27 @@ def main_text(reply: httpx.Response) -> str:
     kind = header.partition(";")[0].strip()
     if kind not in ("text/plain", "text/html", "application/xhtml+xml"):
         raise BadAnswer(f"The page is {kind[:60]}, which is neither HTML nor text: its snippet has to do.")
-    text = decode(reply.content, header)
-    found = text if kind == "text/plain" else trafilatura.extract(text, include_comments=False) or ""
+    found = decode(reply.content, header)
+    if kind != "text/plain":
+        try:
+            shortened = "<".join(found.split("<", MAX_TAGS)[:MAX_TAGS])
+            found = trafilatura.extract(shortened, include_comments=False) or ""
+        except Exception as error:  # whatever a parser makes of a stranger's page is the page's fault
+            raise BadAnswer(f"The page is broken ({type(error).__name__}): its snippet has to do.") from error
     if not found.strip():
         raise BadAnswer("The page has no main text: its snippet has to do.")
     return found.strip()[:MAX_CHARS]
 
 
 def decode(body: bytes, header: str) -> str:
-    """The body as text, by the encoding that the header or the page names, else as UTF-8 or what reads without fail."""
-    names = re.findall(r"charset=[\"']?([\w-]+)", header + " " + body[:2048].decode("latin-1").lower())
+    """The body as text, by the encoding that the header or the page names, else as UTF-8 or what reads without fail.
+
+    Half characters, which some encodings can spell, are dropped. Punycode and IDNA are no encodings of pages.
+    """
+    names = re.findall(r"charset=[\"']?(?!puny|idna)([\w-]+)", header + " " + body[:2048].decode("latin-1").lower())
     for name in [*names, "utf-8"]:
         with contextlib.suppress(LookupError, UnicodeError):
-            return body.decode(name)
+            return body.decode(name).encode("utf-8", "ignore").decode()
     return body.decode("cp1252", "replace")
 
 
@@ -199,6 +222,10 @@ def plain(text: Any, limit: int = 4000) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().split())[:limit]
 
 
+def _of_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
 def _rows(answer: Row, *path: str) -> list[Row]:
     """The list at `path` in an answer; [] where a field is absent."""
     for name in path:
@@ -213,11 +240,23 @@ def _listed(engine: Engine, answer: Row) -> list[Hit]:
 
 
 def _without_error(engine: Engine, answer: Row) -> Row:
-    """The answer. SerpApi tells errors, and that nothing was found, in the `error` of a success. Raises Refused."""
+    """The answer. SerpApi tells errors, and that nothing was found, in the `error` of a success.
+
+    Raises Refused, or Unavailable where trying again helps.
+    """
     error = answer.get("error")
     if isinstance(error, str) and not re.search("returned any results|no results", error, re.IGNORECASE):
-        raise Refused(f"{engine.service.name} refused the search ({plain(error, 200).rstrip('.')}).")
+        kind = Unavailable if "try again" in error.lower() else Refused
+        raise kind(f"{engine.service.name} refused the search ({plain(error, 200).rstrip('.')}).")
     return answer
+
+
+def _searxng(engine: Engine, answer: Row) -> list[Hit]:
+    """SearXNG asks many engines. Raises Unavailable where nothing is found and some did not answer."""
+    hits, silent = _listed(engine, answer), answer.get("unresponsive_engines")
+    if silent and not hits:
+        raise Unavailable(f"searxng has found nothing, for engines did not answer it ({short(json.dumps(silent))}).")
+    return hits
 
 
 def _searchr1(engine: Engine, answer: Row) -> list[Hit]:
@@ -229,7 +268,8 @@ def _searchr1(engine: Engine, answer: Row) -> list[Hit]:
         title, _, text = document["contents"].partition("\n")
         score = float(row.get("score", 1 / rank))
         name = plain(str(document.get("id") or title.strip('"')))
-        hits.append(Hit(name, plain(title).strip('"'), plain(text), score, plain(document.get("url"))))
+        url = plain(document.get("url"))
+        hits.append(Hit(name, plain(title).strip('"'), plain(text), score, url if _of_web(url) else ""))
     return hits
 
 
@@ -237,7 +277,8 @@ def _vision(engine: Engine, answer: Row) -> list[Hit]:
     """Pages with the picture first; then, for a picture no page has, what the web calls such pictures."""
     first = (_rows(answer, "responses") or [{}])[0]
     if error := first.get("error"):
-        raise Refused(f"google_vision refused the picture ({plain(error.get('message'), 200).rstrip('.')}).")
+        kind = Unavailable if error.get("code") in PASSING else Refused
+        raise kind(f"google_vision refused the picture ({plain(error.get('message'), 200).rstrip('.')}).")
     kinds = ("bestGuessLabels", "webEntities", "pagesWithMatchingImages")
     labels, entities, pages = (_rows(first, "webDetection", kind) for kind in kinds)
     names = [plain(row.get("label")) for row in labels] + [plain(row.get("description")) for row in entities]
@@ -280,7 +321,7 @@ def _enclosed(engine: Engine, door: Door, picture: Image.Image, body: Row) -> Ro
     return {"requests": [{"image": {"content": base64_jpeg(picture)}, **body}]}
 
 
-READERS = {"searchr1": _searchr1, "google_vision": _vision}  # of answers; all others are `_listed`
+READERS = {"searxng": _searxng, "searchr1": _searchr1, "google_vision": _vision}  # of answers; others are `_listed`
 SENDERS = {"serpapi_lens": _uploaded, "google_vision": _enclosed}  # what is sent of a picture besides the body
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
+import math
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmsr.files import locked, write_json
+from mmsr.files import locked, read_json, write_json
 from mmsr.tools.base import FatalToolError, ToolError
 
 
@@ -24,6 +24,10 @@ class KeyRefused(FatalToolError):
 
 class QuotaGone(FatalToolError):
     """The account's searches, credits or plan are used up: waiting a minute will not help."""
+
+
+class SetUpFirst(FatalToolError):
+    """The service refuses whatever it is asked until something is set up, which the message names."""
 
 
 class BudgetSpent(FatalToolError):
@@ -70,6 +74,8 @@ class Budget:
     def __init__(self, calls: int | None = None, money: float | None = None, file: Path | None = None) -> None:
         self.calls, self.money, self.file = calls, money, file
         self._lock, self._used = threading.Lock(), dict[str, dict[str, float]]()
+        self._dearest: dict[str, float] = {}  # call in dollars, by service
+        self._under_way, self._changed = 0, threading.Condition()
 
     def admit(self, service: str) -> None:
         """Count one call. Raises BudgetSpent instead where nothing is left for it."""
@@ -85,6 +91,30 @@ class Budget:
         """Count what an admitted call has cost."""
         with self._account() as used:
             used[service]["money"] += money
+            self._dearest[service] = max(money, self._dearest.get(service, 0.0))
+
+    @contextlib.contextmanager
+    def room(self, service: str) -> Iterator[None]:
+        """A block for a call of unknown price, which waits until the money is enough for all that are under way.
+
+        Each is taken to cost what the dearest of its service did; while none is known, and at the end, one goes alone.
+        """
+
+        def enough() -> bool:
+            if self.money is None or not self._under_way:
+                return True
+            price = self._dearest.get(service, math.inf) * (self._under_way + 1)
+            return sum(one["money"] for one in self.summary().values()) + price <= self.money
+
+        with self._changed:
+            self._changed.wait_for(enough)
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Calls and dollars by service, for a run's manifest."""
@@ -103,7 +133,8 @@ class Budget:
     def _read(self) -> dict[str, dict[str, float]]:
         if self.file is None:
             return self._used
-        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        remedy = "delete it, and the account of what was spent begins anew"
+        return read_json(self.file, dict[str, dict[str, int | float]], remedy) if self.file.exists() else {}
 
 
 class TokenBucket:

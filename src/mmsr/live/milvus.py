@@ -46,7 +46,8 @@ INVERTED = {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "IP", "params"
 FLAT = {"index_type": "FLAT", "metric_type": "IP", "params": {}}
 TEXTS = ("name", "title", "text")  # fields of an entry, beside its number `n` and its vector
 VARCHAR_BYTES = 65_535  # Milvus's limit for a text
-LITE = "its folder must exist, and one process alone may have it open (others ask a milvus-lite server)"
+LITE = "its folder must exist, and one process alone may have it open (others ask a milvus-lite server); one that "
+LITE += "is broken or something else is deleted"
 
 Row = tuple[str, str, str, Any]  # name, title, text, vector
 

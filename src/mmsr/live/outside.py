@@ -24,6 +24,7 @@ from mmsr.live.limits import Budget
 from mmsr.live.milvus import world_image_search, world_text_search
 from mmsr.live.models import Chat, ChatModel
 from mmsr.live.roles import LLMSummariser, ModelJudge
+from mmsr.live.wire import is_address
 from mmsr.presets import Preset, get_preset, read_settings
 from mmsr.results import record_metrics
 from mmsr.tools.base import ImageRetriever, TextRetriever
@@ -55,6 +56,7 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     llm_url: str = Field("", json_schema_extra=LOOSE)  # an OpenAI-compatible endpoint, "" for OpenAI's
     llm_price_in: float = Field(0.0, ge=0)  # US dollars a million tokens
     llm_price_out: float = Field(0.0, ge=0)
+    llm_max_tokens: int = Field(1024, ge=1, json_schema_extra=LOOSE)  # of a reply, with the thoughts before it
     record: str = Field("", json_schema_extra=PATH)  # the file of the record
     mode: Mode = "live"  # see `live.door`
     budget_calls: int = Field(0, ge=0, json_schema_extra=LOOSE)  # of the whole run; 0 for no limit
@@ -67,7 +69,8 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             if url and engine == LOCAL:
                 raise ValueError(f"{key} is given but {kind} is {LOCAL}: name the engine whose dialect it speaks.")
             in_file = engine == MILVUS and url.endswith(".db")
-            if (url and not in_file and not ADDRESS.fullmatch(url)) or (engine == MILVUS and not url):
+            reachable = in_file or (ADDRESS.fullmatch(url) and is_address(url))
+            if (url and not reachable) or (engine == MILVUS and not url):
                 file = ", or a file that ends in .db" if engine == MILVUS else ""
                 raise ValueError(f"{key} must be an address such as http://127.0.0.1:8765{file}, not {url!r}.")
         if bool(self.record) == (self.mode == "live"):
@@ -84,7 +87,7 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     def chat_model(self, name: str) -> ChatModel:
         """The model of that name at the endpoint, with the prices of the settings."""
-        at = ChatModel(name, price_in=self.llm_price_in, price_out=self.llm_price_out)
+        at = ChatModel(name, price_in=self.llm_price_in, price_out=self.llm_price_out, max_tokens=self.llm_max_tokens)
         return replace(at, base_url=self.llm_url, key_env=set_key(at.key_env)) if self.llm_url else at
 
     def engines(self) -> list[Engine | None]:
@@ -160,8 +163,10 @@ def record_usage(connection: Connection, folder: Path, notebook: str) -> str:
     asked, spent = dict(sorted(connection.door.asked.items())), connection.door.budget.summary()
     if not asked:
         return "Nothing was asked outside."
-    kept: dict[str, Any] = {"asked": asked, "roles": {}, "spent_by_the_run": spent}
+    failed = {name: connection.door.failed[name] for name in asked}
+    kept: dict[str, Any] = {"asked": asked, "failed": failed, "roles": {}, "spent_by_the_run": spent}
     values = {f"outside/{notebook}/{name}/asked": float(count) for name, count in asked.items()}
+    values |= {f"outside/{notebook}/{name}/failed": float(count) for name, count in failed.items()}
     for chat in connection.chats:  # the two summarisers are one role
         usage, role = chat.usage(), kept["roles"].setdefault(chat.role, {"model": chat.model.model})
         role["tokens"] = role.get("tokens", 0) + usage["prompt_tokens"] + usage["completion_tokens"]
@@ -169,6 +174,8 @@ def record_usage(connection: Connection, folder: Path, notebook: str) -> str:
         values |= {f"outside/{notebook}/{chat.role}/{key}": role[key] for key in ("tokens", "dollars")}
     calls, dollars = (sum(one[key] for one in spent.values()) for key in ("calls", "money"))
     told = f"asked outside: {_list(asked)}\nspent by this run so far: {calls:.0f} calls, ${dollars:.4f}"
+    if any(failed.values()):
+        told += f"\nasked in vain: {_list({name: count for name, count in failed.items() if count})}"
     if judge := connection.judge:
         kept["judge"] = {"prompt_sha256": judge.settings["prompt"], "counts": judge.counts()}
         values |= {f"judge/{notebook}/{name}": float(count) for name, count in judge.counts().items()}

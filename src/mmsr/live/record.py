@@ -71,13 +71,13 @@ class Outcome:
 def opened(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
     """A connection for one piece of work: no connection outlives it, so that threads and forks share none.
 
-    To write, a record is made where none is. Raises FatalToolError where the file is missing or is no record.
+    To write, a record is made where none is. Raises FatalToolError where the file is missing, damaged or no record.
     """
-    if write:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    elif not file.exists():
+    if not write and not file.exists():
         raise FatalToolError(f"There is no record at {file}: run once in mode record, or `mmsr replay import` one.")
     try:
+        if write:
+            file.parent.mkdir(parents=True, exist_ok=True)
         uri = f"{file.absolute().as_uri()}?mode={'rwc' if write else 'ro'}"
         connection = sqlite3.connect(uri, uri=True, timeout=30)  # seconds to wait for another process's write
         with contextlib.closing(connection), connection:
@@ -89,7 +89,7 @@ def opened(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
             elif version != SCHEMA:
                 raise FatalToolError(f"{file} is no record of this version (it has {version}, not {SCHEMA}).")
             yield connection
-    except sqlite3.Error as error:
+    except (sqlite3.Error, zlib.error, UnicodeDecodeError, OSError) as error:
         raise FatalToolError(f"The record {file} cannot be used ({error}): check the file and its folder.") from error
 
 
@@ -97,7 +97,7 @@ def load(file: Path, key: str) -> Outcome | None:
     """The outcome kept under `key`, or None."""
     with opened(file) as connection:
         row = connection.execute("SELECT answer, error FROM calls WHERE key = ?", (key,)).fetchone()
-    return Outcome(zlib.decompress(row[0]).decode(), row[1]) if row else None
+        return Outcome(zlib.decompress(row[0]).decode(), row[1]) if row else None
 
 
 def save(file: Path, call: Call, outcome: Outcome, seconds: float) -> Outcome:
@@ -119,8 +119,8 @@ def export_jsonl(file: Path, out: Path) -> int:
     with opened(file) as connection:
         connection.row_factory = sqlite3.Row
         rows = [dict(row) for row in connection.execute(query)]
-    for row in rows:
-        row |= {"request": json.loads(row["request"]), "answer": zlib.decompress(row["answer"]).decode()}
+        for row in rows:
+            row |= {"request": json.loads(row["request"]), "answer": zlib.decompress(row["answer"]).decode()}
     write_rows(out, rows)
     return len(rows)
 
@@ -131,7 +131,7 @@ def import_jsonl(file: Path, source: Path) -> dict[str, int]:
     Raises ToolError naming the first line that is no record, and adds nothing.
     """
     counts = {"added": 0, "left": 0}
-    with opened(file, write=True) as connection, source.open("rb") as lines:
+    with source.open("rb") as lines, opened(file, write=True) as connection:
         for number, line in enumerate(lines, 1):
             try:
                 row = _parsed(line)

@@ -11,38 +11,48 @@ Their prompts are those of `assets/prompts/`. Each method that asks a model rais
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mmsr.env import SearchEnv, Trajectory, TurnRecord
 from mmsr.live.door import Door
-from mmsr.live.models import Chat, ChatModel
+from mmsr.live.models import THOUGHTS, Chat, ChatModel
 from mmsr.presets import read_prompt
-from mmsr.protocol import sanitise
+from mmsr.protocol import is_blank, sanitise
 from mmsr.reward import LABELS, Label, Verdict, exact_match
 from mmsr.task import Asked, Task
 from mmsr.teacher import Player
 from mmsr.tools.base import Hit, Summariser, ToolError, in_parallel
+from mmsr.tools.summary import longest
 
 Row = tuple[str, Sequence[str], str]  # question, gold answers, answer
 JUDGE = read_prompt("judge")
 FIELDS = tuple(read_prompt("fields").split("\n"))  # of knowledge, over which a data set is balanced (paper §3.3)
 END = "</information>"
 TURNS = {"start": "first_turn", "img_search": "after_image_search", "text_search": "after_text_search"}
+# Every spelling of an angle bracket, and the signs that look like several.
+ANGLES = str.maketrans(
+    dict.fromkeys("<＜﹤", "‹") | dict.fromkeys(">＞﹥", "›") | {"≪": "‹‹", "≫": "››", "⋘": "‹‹‹", "⋙": "›››"}
+)
 
 
 def as_data(text: str) -> str:
-    """Text for a prompt's <<< and >>>, which it cannot close."""
-    return text.replace("<<<", "‹‹‹").replace(">>>", "›››")
+    """Text for a prompt's <<< and >>>, which it cannot close, nor can it spell a model's special tokens."""
+    return text.translate(ANGLES)
 
 
 def _reply(chat: Chat, prompt: str) -> str:
     return chat.complete([{"role": "user", "content": prompt}]).text
+
+
+def _after_thoughts(text: str) -> str:
+    """The text behind `</think>`, whose first tag some endpoints leave out; not for verdicts, which may quote it."""
+    return text.rpartition("</think>")[2].strip()
 
 
 class ModelJudge:
@@ -57,7 +67,7 @@ class ModelJudge:
 
     def verdict(self, question: str, golds: Sequence[str], answer: str) -> Verdict:
         """The verdict on one answer, asked for anew; a reply that cannot be read is a label of None."""
-        if not answer.strip():
+        if is_blank(answer):
             return self._count(Verdict("not_attempted", False, "no answer"))
         prompt = JUDGE.format(question=as_data(question), golds=as_data(" | ".join(golds)), answer=as_data(answer))
         label, why = read_verdict(_reply(self.chat, prompt))
@@ -84,13 +94,25 @@ class ModelJudge:
 
 
 def read_verdict(reply: str) -> tuple[Label | None, str]:
-    """Label and reason in a judge's reply, from its last JSON object; (None, the reply's start) where there is none."""
-    for found in reversed(re.findall(r"\{[^{}]*\}", reply)):
-        with contextlib.suppress(ValueError):
-            said = json.loads(found)
-            if said.get("verdict") in LABELS:
-                return said["verdict"], str(said.get("why", ""))[:200]
-    return None, reply[:200]
+    """Label and reason in a judge's reply: one JSON object alone, but for thoughts before it or a code fence.
+
+    Anything else may be quoted from the answer: (None, the reply's start).
+    """
+    text = THOUGHTS.sub("", reply, count=1).strip()
+    fenced = re.fullmatch(r"```(?:json)?(.*)```", text, re.DOTALL | re.IGNORECASE)
+    try:
+        said = json.loads(fenced[1] if fenced else text, object_pairs_hook=_each_once)
+        label = said["verdict"].lower()
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return None, reply[:200]
+    return (label, str(said.get("why", ""))[:200]) if label in LABELS else (None, reply[:200])
+
+
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError where it gives a name twice: one of the two would be passed over."""
+    if len(found := {name.lower(): value for name, value in pairs}) < len(pairs):
+        raise ValueError("a name is given twice")
+    return found
 
 
 class LLMSummariser:
@@ -105,12 +127,13 @@ class LLMSummariser:
             return "Nothing was found."
         shown = [f"<<<{as_data(hit.title)}\n{as_data(hit.text)}>>>" for hit in hits]
         results = "\n\n".join(f"Result {rank}: {hit}" for rank, hit in enumerate(shown, 1))
-        return _reply(self.chat, self.prompt.format(question=question, query=query, results=results)).strip()
+        known = {"question": as_data(question), "query": as_data(query), "results": results}
+        return _after_thoughts(_reply(self.chat, self.prompt.format(**known)))
 
 
 @dataclass(frozen=True)
 class Shortened:
-    """Another summariser's text, cut at the end of a sentence (or a word) to at most `budget` tokens of the policy."""
+    """Another summariser's text, cut to at most `budget` tokens of the policy: at a sentence, a word or a letter."""
 
     summariser: Summariser
     count_tokens: Callable[[str], int]
@@ -119,17 +142,19 @@ class Shortened:
     def summarise(self, question: str, query: str, hits: Sequence[Hit]) -> str:
         """The summary as far as it fits."""
         text = self.summariser.summarise(question, query, hits)
-        cuts = [text]
-        for unit in (r"(?<=[.!?])\s+", r"\s+"):
-            parts = re.split(unit, text)
-            cuts += [" ".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
-        return next((cut for cut in cuts if self.count_tokens(cut) <= self.budget), "")
+        if self._fits(text):
+            return text
+        units = ((re.split(r"(?<=[.!?])\s+", text), " "), (text.split(), " "), (text, ""))
+        return next(filter(None, (longest(pieces, joint, self._fits) for pieces, joint in units)), "")
+
+    def _fits(self, text: str) -> bool:
+        return self.count_tokens(text) <= self.budget
 
 
 def label_field(chat: Chat, question: Asked) -> str:
     """The field of a question that comes without a taxonomy, as the paper's teacher labels it; "" for no clear one."""
     known = {"question": as_data(question.text), "answer": as_data(question.answer), "fields": "; ".join(FIELDS)}
-    return read_field(_reply(chat, read_prompt("field").format(**known)))
+    return read_field(_after_thoughts(_reply(chat, read_prompt("field").format(**known))))
 
 
 def read_field(reply: str) -> str:
@@ -156,7 +181,7 @@ class LLMTeacher:
         messages = [{"role": "user", "content": [{"type": "image", "image": task.picture}, first]}]
         while not env.trajectory.end:
             completion = self.chat.complete(messages, seed=self.seed + sample)
-            text = completion.text.strip()
+            text = _after_thoughts(completion.text)
             env.step(text)
             turn = env.trajectory.turns[-1]
             turn.replay_keys.insert(0, completion.key)

@@ -27,7 +27,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import jinja2
 import uvicorn
@@ -36,7 +36,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
@@ -48,6 +48,7 @@ from mmsr.world.snapshot import World
 MAX_BODY = 2_000_000  # bytes of a request
 MAX_UPLOAD = 500_000  # bytes of a picture, as at SerpApi
 KEPT_UPLOADS, KEPT_SECONDS = 256, 600.0  # SerpApi keeps an upload for ten minutes
+DECODING = threading.Lock()  # one picture at a time: half a megabyte may unpack to more than half a gigabyte
 
 HTML = jinja2.Template((ASSETS / "live" / "page.html").read_text(encoding="utf-8"), autoescape=True)
 PICTURES = ("image", "thumbnail", "imageUrl", "thumbnailUrl")  # the fields of a hit for its picture
@@ -77,6 +78,7 @@ class Queries(BaseModel):
     return_scores: bool = False
 
 
+T = TypeVar("T")
 SERPAPI = {"google": (Query, "organic_results"), "google_lens": (Lens, "visual_matches")}  # asked, and answered in
 
 
@@ -98,7 +100,7 @@ class WorldServer(Starlette):
             Route("/page/{id:path}", self.page),
             Route("/picture/{iso}.png", self.picture),
         ]
-        errors = dict.fromkeys((HTTPException, ValidationError, ToolError), _told)
+        errors = dict.fromkeys((HTTPException, ValidationError, ToolError, ClientDisconnect), _told)
         super().__init__(routes=routes, exception_handlers=errors)
 
     def searchr1(self, request: Request, asked: Queries) -> dict[str, Any]:
@@ -144,7 +146,7 @@ class WorldServer(Starlette):
             inline = re.fullmatch(r"data:image/\w+;base64,(.+)", url, re.DOTALL)
             if not (data := inline[1] if inline else self._own(url)):  # nothing is ever fetched
                 raise HTTPException(400, "send a data address or that of a picture here: POST it to /image first")
-            hits = self.image_search.search(_read(data), 10)
+            hits = _looked_at(data, lambda picture: self.image_search.search(picture, 10))
         rows = []
         for rank, hit in enumerate(hits, 1):
             row = {"position": rank, "title": hit.title, "link": _url(request, hit), "snippet": hit.text}
@@ -162,7 +164,7 @@ class WorldServer(Starlette):
             data = await file.read()
         if len(data) > MAX_UPLOAD:
             raise HTTPException(413, f"the picture is larger than {MAX_UPLOAD} bytes: send a smaller one")
-        await run_in_threadpool(_read, data)
+        await run_in_threadpool(_looked_at, data, lambda picture: None)
         name = secrets.token_hex(16)
         self._uploads[name] = (time.monotonic(), data)
         while len(self._uploads) > KEPT_UPLOADS:
@@ -215,12 +217,14 @@ def _check_size(request: Request) -> None:
         raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes")
 
 
-def _read(data: bytes | str) -> Image.Image:
-    """A picture from the bytes of its file, or from their base64."""
-    try:
-        return read_picture(base64.b64decode(data, validate=True) if isinstance(data, str) else data)
-    except ValueError as error:
-        raise HTTPException(400, f"the picture cannot be read: {error}") from None
+def _looked_at(data: bytes | str, look: Callable[[Image.Image], T]) -> T:
+    """What `look` makes of a picture, given as the bytes of its file or their base64."""
+    with DECODING:
+        try:
+            picture = read_picture(base64.b64decode(data, validate=True) if isinstance(data, str) else data)
+        except ValueError as error:
+            raise HTTPException(400, f"the picture cannot be read: {error}") from None
+        return look(picture)
 
 
 def _told(request: Request, error: Exception) -> JSONResponse:

@@ -12,11 +12,16 @@ class RunFailed(Exception):
     """A cell of a notebook raised, or its kernel died; the message says which cell and how."""
 
 
+def reason(error: BaseException) -> str:
+    """Why, in one line: what the system says of a file, else the first line of the message."""
+    said = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    return said.partition("\n")[0].rstrip(".")
+
+
 @contextlib.contextmanager
 def refusing(*errors: type[Exception], saying: str = "") -> Iterator[None]:
     """Errors of these kinds become `UsageError`: their messages are such sentences, or the reason of what is said."""
     try:
         yield
     except errors as error:
-        reason = (str(getattr(error, "strerror", None) or error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"{saying}: {reason.rstrip('.')}." if saying else str(error)) from error
+        raise UsageError(f"{saying}: {reason(error)}." if saying else str(error)) from error

@@ -23,10 +23,12 @@ from PIL import Image
 from transformers.utils import logging
 
 from mmsr.env import Trajectory, TurnRecord
+from mmsr.files import read_json
 from mmsr.lab import open_tools
 from mmsr.live.outside import Outside, connect, settings
 from mmsr.policy import TINY_DIR, load_policy
 from mmsr.presets import Preset
+from mmsr.results import check_adapter
 from mmsr.rollout import Sampling, play
 from mmsr.runs import UsageError, refusing
 from mmsr.runs.parameters import SETTINGS, sort
@@ -34,7 +36,7 @@ from mmsr.show.look import TAGS
 from mmsr.show.transcript import blocks, facts
 from mmsr.show.viewer import html_page
 from mmsr.task import Task
-from mmsr.tools.base import FatalToolError
+from mmsr.tools.base import ToolError
 from mmsr.tools.picture import read_picture
 
 SHIPPED = TINY_DIR / "agent"  # LoRA weights of the reference run, after GRPO
@@ -78,7 +80,7 @@ def find_agent(
 
 def _is_lora(folder: Path) -> bool:
     try:
-        return json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"] == "LORA"
+        return read_json(folder / "adapter_config.json", dict, "give another")["peft_type"] == "LORA"
     except (OSError, ValueError, KeyError):
         return False
 
@@ -92,10 +94,10 @@ def _run_settings(run: Path) -> tuple[str, dict[str, Any]]:
         state, sizes = json.loads(file.read_text(encoding="utf-8")), {}
         for record in state["notebooks"].values():
             sizes |= record["parameters"].get("sizes", {})
-        preset = state["preset"]
+        preset = str(state["preset"])
     except (ValueError, LookupError, TypeError, AttributeError):
         raise UsageError(f"{file} is broken: give the agent's LoRA weights with --adapter, and --preset.") from None
-    folder = run.resolve().parent.parent / "notebooks" / sizes.get("policy", "")
+    folder = run.resolve().parent.parent / "notebooks" / str(sizes.get("policy", ""))
     if "policy" in sizes and folder.is_dir():
         sizes["policy"] = str(folder)
     return preset, sizes
@@ -114,20 +116,20 @@ def read_file(path: Path) -> Image.Image:
 def ask(agent: Agent, task: Task, tell: Callable[[str], None] = lambda text: None) -> Trajectory:
     """Play one episode, telling each turn when it has been played.
 
-    Raises UsageError for an empty question, a picture too thin for the policy, a policy or tool that cannot be had.
+    Raises UsageError for an empty question, a policy or tool that cannot be had.
     """
-    (size, adapter, outside), picture = agent, task.picture
+    size, adapter, outside = agent
     if not task.question.strip():
         raise UsageError("the question is empty.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    with refusing(FatalToolError):
+    with refusing(ToolError):
         connection = connect(outside)
         what = f"{size.policy} with {adapter}" if adapter else size.policy
         with refusing(OSError, ValueError, RuntimeError, ImportError, saying=f"the policy {what} could not be loaded"):
+            if adapter:
+                check_adapter(adapter)
             policy = load_policy(size.policy, adapter, size.revision, size.max_pixels, size.four_bit)
-        with refusing(ValueError, saying=f"a picture of {picture.width} × {picture.height} pixels is too thin to see"):
-            policy.frame(picture)
         tools = open_tools(size, policy, connection)
         tell(f"{printable(task.question)}\n")
         began, sampling = time.perf_counter(), Sampling.of(size)

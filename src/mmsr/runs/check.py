@@ -10,14 +10,14 @@ Of a reference it needs `metrics.json`, `manifest.json` and the tables of its tr
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmsr.results import METRICS
+from mmsr.files import read_table
+from mmsr.results import METRICS, read_metrics
 from mmsr.runs import UsageError, refusing
 from mmsr.runs.compare import compare
 from mmsr.runs.runner import MANIFEST, run
@@ -38,10 +38,14 @@ def again(preset: str, root: Path) -> tuple[Path, Path]:
     if lacking := [name for name in (METRICS, MANIFEST, *TABLES) if not (there / name).exists()]:
         remedy = f"make it with: mmsr run --preset {preset} --name {there.name} --fresh"
         raise UsageError(f"there is no run to check against in {there} (no {lacking[0]}): {remedy}.")
-    with refusing(ValueError, saying=f"{there / MANIFEST} is broken"):
+    with refusing(ValueError):
+        read_metrics(there)
+        for name in TABLES:
+            _rows(there / name)
+    with refusing(ValueError, TypeError, saying=f"{there / MANIFEST} is broken"):
         manifest = _manifest(there)
-    pins = manifest.get("pins", {})
-    return run([], preset, f"check_{preset}", manifest.get("seed", 0), {}, root, fresh=True, pins=pins), there
+        pins, seed = {**manifest.get("pins", {})}, int(manifest.get("seed", 0))
+    return run([], preset, f"check_{preset}", seed, {}, root, fresh=True, pins=pins), there
 
 
 def misses(here: Path, there: Path) -> list[str]:
@@ -64,8 +68,8 @@ def _first_difference(here: Path, there: Path) -> Iterator[str]:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: x for name, x in row.items() if name not in CLOCKS} for row in csv.DictReader(file)]
+    table = read_table(path, ["step"], "make that run again")
+    return [{name: x for name, x in row.items() if name not in CLOCKS} for row in table]
 
 
 def surroundings(here: Path, there: Path) -> list[str]:
@@ -79,7 +83,7 @@ def surroundings(here: Path, there: Path) -> list[str]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return {**json.loads((folder / MANIFEST).read_text(encoding="utf-8"))}
 
 
 def _flat(values: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:

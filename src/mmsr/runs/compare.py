@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmsr.files import read_rows
-from mmsr.results import CROPS, DASH, WORKFLOWS, percent, read_metrics, signed
+from mmsr.files import read_rows, undamaged
+from mmsr.results import CROPS, DASH, TOLERATED, WORKFLOWS, percent, read_metrics, signed
 from mmsr.stats import Interval
 
 PAIRS = ("grpo-sft", "grpo-rag", "grpo-direct", "base-whole")
@@ -56,7 +56,9 @@ def table(*run_dirs: Path) -> str:
         scores = ("accuracy", "searches", "needless_search_rate", "valid_turn_rate")
         accuracy, searches, needless, valid = (known.get(f"eval/{name}/{score}") for score in scores)
         number = DASH if searches is None else f"{searches.value:.2f}"
-        workflows.append([name, percent(accuracy, True), number, percent(needless), percent(valid)])
+        missing = known.get(f"eval/{name}/judge_unreadable", Interval(0.0))
+        unjudged = f" ({percent(missing)} without a verdict)" if missing.value > TOLERATED else ""
+        workflows.append([name, percent(accuracy, True) + unjudged, number, percent(needless), percent(valid)])
     crops = [["crop", "accuracy", "recall@1"]]
     for name in CROPS:
         crops.append([name, *(percent(known.get(f"ablation/{name}/{x}"), True) for x in ("accuracy", "recall_at_1"))])
@@ -83,7 +85,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> str:
 def contrast(variants: Sequence[Path], bases: Sequence[Path]) -> str:
     """The differences of each pair of runs as text, variant minus base, and with several pairs what they say together.
 
-    Raises FileNotFoundError for a run without `eval/rows.jsonl`, ValueError for runs that cannot be paired.
+    Raises FileNotFoundError or FileDamaged for `eval/rows.jsonl` of a run, ValueError for runs that cannot be paired.
     """
     if len(variants) != len(bases):
         raise ValueError(f"Runs are paired in order, but there are {len(variants)} and {len(bases)} of them.")
@@ -122,10 +124,12 @@ def difference(variant: Path, base: Path) -> tuple[int, Differences]:
 
 
 def _by_workflow(run: Path) -> dict[str, list[dict]]:
-    rows: dict[str, list[dict]] = {}
-    for row in read_rows(run / "eval" / "rows.jsonl", "run notebook 04 first"):
-        rows.setdefault(row["workflow"], []).append(row)
-    return rows
+    path, found = run / "eval" / "rows.jsonl", dict[str, list[dict]]()
+    with undamaged(path, "run notebook 04 first"):
+        for row in read_rows(path, "run notebook 04 first"):
+            told = {key: row[key] for key in ("question", "needless", *OUTCOME)}
+            found.setdefault(row["workflow"], []).append(told | {"entity": row["question"]["entity"]})
+    return found
 
 
 def _differences(found: Differences) -> str:

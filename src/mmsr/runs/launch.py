@@ -13,18 +13,20 @@ DeepSpeed. On a machine without GPUs `--multi_gpu` starts CPU processes; `--cpu`
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from mmsr.evaluate import summarise
+from mmsr.files import FileDamaged
 from mmsr.grpo import first_and_last
 from mmsr.lab import Lab
 from mmsr.reward import RewardWeights
 from mmsr.runs import refusing
 from mmsr.runs.notebooks import read_notebook
 from mmsr.runs.parameters import assign
-from mmsr.runs.runner import State
+from mmsr.runs.runner import State, _alone
 from mmsr.tools.base import ToolError
 from mmsr.training import processes, quiet_trainers, split_batch
 
@@ -35,7 +37,8 @@ WEIGHTS = ("correct_weight", "format_weight", "search_price", "evidence_bonus") 
 def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[str, str], root: Path) -> None:
     """Train one stage, "sft" or "grpo", into `run/<stage>`; record and print the metrics of its notebook.
 
-    parameters: of the stage's notebook in `root/notebooks`, as text. Raises UsageError before anything starts.
+    parameters: of the stage's notebook in `root/notebooks`, as text. Raises UsageError before it starts, and where
+    another process works in the folder.
     """
     with refusing(ValueError, FileNotFoundError, ToolError):
         notebook = read_notebook(root / "notebooks" / f"{NOTEBOOKS[stage]}.ipynb")
@@ -50,7 +53,8 @@ def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[st
             lab.adapter("sft")
             _check_weights()
     quiet_trainers()
-    with refusing(FileNotFoundError, ToolError):  # data or tools that cannot be had are told before training, too
+    alone = _alone(run.absolute()) if group.is_main_process else contextlib.nullcontext()
+    with alone, refusing(FileNotFoundError, FileDamaged, ToolError):  # data, tools: told before training, too
         if stage == "sft":
             measured = summarise(lab.validate("sft", lab.sft()), seed)
             found = {f"sft/val/{name}": measured[name] for name in ("accuracy", "valid_turn_rate", "searches")}

@@ -32,7 +32,8 @@ from jupyter_client.manager import AsyncKernelManager
 from papermill.exceptions import PapermillExecutionError
 from pydantic import BaseModel, Field, FiniteFloat, create_model
 
-from mmsr.runs import RunFailed
+from mmsr.files import UNREADABLE
+from mmsr.runs import RunFailed, reason
 
 TICK = 1.0  # seconds between two looks at what a kernel takes
 PathText = Annotated[str, Field(json_schema_extra={"path": True})]  # what a knob that is annotated "Path" holds
@@ -59,17 +60,19 @@ def read_notebook(path: Path) -> Notebook:
     """The notebook at `path`. ValueError where it is none, or has no `parameters` cell of literals."""
     try:
         node = nbformat.read(path, as_version=4)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a notebook: {error}") from error
-    cells = [c for c in node.cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
+        cells = [c for c in node.cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
+        sources = json.dumps([[cell.cell_type, cell.source] for cell in node.cells])
+    except (OSError, nbformat.ValidationError, *UNREADABLE) as error:
+        raise ValueError(f"{path} cannot be read as a notebook: {reason(error)}.") from error
     if len(cells) != 1:
         raise ValueError(f"{path.name} must have one cell tagged `parameters`; it has {len(cells)}.")
     try:
         knobs = dict(_knob(line) for line in ast.parse(cells[0].source).body)
-    except (ValueError, SyntaxError) as error:
-        raise ValueError(f"{path.name}: the `parameters` cell may only set names to literals, one a line.") from error
-    sources = json.dumps([[cell.cell_type, cell.source] for cell in node.cells])
-    return Notebook(path, create_model(path.stem, **knobs), hashlib.sha256(sources.encode()).hexdigest())
+        model = create_model(path.stem, **knobs)
+    except (SyntaxError, MemoryError, *UNREADABLE) as error:
+        said = f"{path.name}: the `parameters` cell may only set names to literals, one a line"
+        raise ValueError(f"{said} ({reason(error)}).") from error
+    return Notebook(path, model, hashlib.sha256(sources.encode()).hexdigest())
 
 
 def _knob(line: ast.stmt) -> tuple[str, tuple[Any, Any]]:
@@ -147,7 +150,8 @@ class Watch(threading.Thread):
     def run(self) -> None:
         while not self.over.wait(TICK):
             self.measure()
-            self.keep(self)
+            with contextlib.suppress(OSError):  # of a full disk, which the end of the notebook tells
+                self.keep(self)
 
     def measure(self) -> None:
         """Bring the cost up to date, of the kernel and its descendants."""

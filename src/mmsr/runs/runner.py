@@ -30,15 +30,15 @@ from typing import Any
 import nbformat
 import psutil
 from filelock import Timeout
-from pydantic import BaseModel
+from pydantic import BaseModel, PositiveInt
 
 import mmsr
 from mmsr.benchmarks.registry import check_benchmark
-from mmsr.files import locked, write_json
+from mmsr.files import FileDamaged, locked, read_json, sha256, write_json
 from mmsr.live.outside import Outside, settings
 from mmsr.presets import Preset, get_preset
-from mmsr.results import METRICS, record_metrics
-from mmsr.runs import RunFailed, UsageError, refusing
+from mmsr.results import METRICS, STAGES, check_adapter, find_adapter, read_metrics, record_metrics
+from mmsr.runs import RunFailed, UsageError, reason, refusing
 from mmsr.runs.notebooks import Notebook, Watch, execute, read_notebook
 from mmsr.runs.parameters import assign, flat, marked
 from mmsr.tools.base import FatalToolError
@@ -46,6 +46,8 @@ from mmsr.tools.base import FatalToolError
 STATE, MANIFEST = "state.json", "manifest.json"
 PACKAGE = Path(mmsr.__file__).parent
 SOURCES = {".py", ".toml", ".txt", ".jinja", ".json", ".html", ".css", ".js"}  # of the package, and its texts
+NEEDS = {"03": ("sft",), "04": ("sft", "grpo"), "05": ("grpo",)}  # adapters, by the notebook's number
+GOES_ON = {"01": "funnel", "02": "sft/checkpoints", "03": "grpo/checkpoints"}  # what a notebook goes on from
 ALIKE = marked(Preset, "alike")  # a run has one value of these, whichever notebooks it runs when
 LOOSE = marked(Outside, "loose")  # these may change when a run goes on
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg", "PYTHONHASHSEED": "0"}  # and repeatable
@@ -70,16 +72,21 @@ class State(BaseModel):
     seed: int
     started: str
     notebooks: dict[str, Record]
-    kernel: tuple[int, float] | None = None
+    kernel: tuple[PositiveInt, float] | None = None
 
     @classmethod
     def load(cls, folder: Path) -> State | None:
         """The state of the run in `folder`, or None where there is none. Raises UsageError for a broken one."""
         file = folder / STATE
+        if not file.exists():
+            return None
         try:
-            return cls.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
+            state = cls.model_validate_json(file.read_text(encoding="utf-8"))
         except ValueError:
             raise UsageError(f"{file} is broken: delete {folder} and begin that run again.") from None
+        for name, record in state.notebooks.items():  # where its copy was deleted, a notebook runs again
+            record.finished = record.finished and (folder / f"{name}.ipynb").exists()
+        return state
 
     def save(self, folder: Path) -> None:
         write_json(folder / STATE, self.model_dump(exclude_none=True))
@@ -103,16 +110,19 @@ def run(
     and RunFailed for a failing cell.
     """
     root = root.absolute()
-    with refusing(ValueError, FatalToolError):
+    folder = root / "papermill_runs" / (name or preset)
+    with refusing(ValueError, FileNotFoundError, FatalToolError):
         chosen = _choose(notebooks, root / "notebooks")
         values = assign(chosen, preset, parameters, root / "notebooks")
         _check(preset, values, root / "notebooks")
-        if not re.fullmatch(r"\w[\w.-]*", name or preset):
-            raise ValueError(f"A run cannot be named {name!r}: use letters, digits, points, dashes and underscores.")
-    folder = root / "papermill_runs" / (name or preset)
+        if not re.fullmatch(r"\w[\w.-]{0,63}", name or preset):
+            allowed = "use up to 64 letters, digits, points, dashes and underscores"
+            raise ValueError(f"A run cannot be named {name!r:.80}: {allowed}.")
+        _check_adapters(folder, values, root / "notebooks", fresh)
     records = {one.name: Record(sha256=one.sha256, parameters=values[one.name]) for one in chosen}
-    with _alone(folder):
-        state = _begin(folder, State(preset=preset, seed=seed, started=_now(), notebooks=records), fresh)
+    with _alone(folder), refusing(FileDamaged):
+        with refusing(OSError, saying=f"{folder} cannot be written"):
+            state = _begin(folder, State(preset=preset, seed=seed, started=_now(), notebooks=records), fresh)
         machine = _machine(tuple((pins or {}).items()))
         for notebook in chosen:
             _run_one(notebook, folder, state, machine["pins"])
@@ -131,7 +141,7 @@ def _run_one(notebook: Notebook, folder: Path, state: State, pins: Mapping[str, 
     """Run a notebook unless it is finished; its copy bears a temporary name until it is."""
     record = state.notebooks[notebook.name]
     if record.finished:
-        print(f"{notebook.name} was finished before", flush=True)
+        print(f"{notebook.name} was finished before (it runs again where its copy is deleted)", flush=True)
         return
     before = record.model_copy()
 
@@ -193,6 +203,20 @@ def _check(preset: str, values: Mapping[str, Mapping[str, Any]], notebooks: Path
                 check_benchmark(given[name], given[place] and str(notebooks / given[place]), given.get("sample", 0))
 
 
+def _check_adapters(folder: Path, values: Mapping[str, Mapping[str, Any]], notebooks: Path, fresh: bool) -> None:
+    """Raises where an adapter that a notebook needs is not whole in the run or in `adapters`, nor trained before it."""
+    state, coming = None if fresh else State.load(folder), set[str]()
+    for name, given in values.items():
+        if state and name in state.notebooks and state.notebooks[name].finished:
+            continue
+        adapters = given.get("adapters")
+        places = [place for place in (not fresh and folder, adapters and (notebooks / adapters).resolve()) if place]
+        for stage in NEEDS.get(name[:2], ()) if adapters is not None else ():
+            if stage not in coming:
+                check_adapter(find_adapter(stage, places))
+        coming |= {stage for stage, number in STAGES.items() if number == name[:2]}
+
+
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +226,9 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         lock = locked(folder).acquire(timeout=0)
     except Timeout:
-        raise UsageError(f"Another run is going on in {folder}: wait for it, or choose another --name.") from None
+        raise UsageError(f"Another run is going on in {folder}: wait for it, or choose another folder.") from None
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {reason(error)}.") from error
     with lock:
         if (state := State.load(folder)) and state.kernel:
             _end_process(*state.kernel)
@@ -221,26 +247,41 @@ def _end_process(pid: int, began: float) -> None:
 
 
 def _begin(folder: Path, asked: State, fresh: bool) -> State:
-    """The state to go on from. Raises UsageError where the folder holds something else than the run that is asked."""
+    """The state to go on from. Raises UsageError where the folder holds something else than the run that is asked.
+
+    What a notebook was to be run with may change until it has left something to go on from.
+    """
     state = None if fresh else State.load(folder)
     if state is None:
         _clear(folder, fresh)
         state = asked
-    if differences := ", ".join(_differences(state, asked)):
+    elif (folder / METRICS).exists():
+        read_metrics(folder)
+    used = {name: record for name, record in state.notebooks.items() if record.finished or _goes_on(folder, name)}
+    with refusing(ValueError, saying=f"{folder / STATE} is of another version: choose another --name, or --fresh"):
+        differences = ", ".join(_differences(state.model_copy(update={"notebooks": used}), asked))
+    if differences:
         raise UsageError(
             f"{folder} was begun with {differences}: choose another --name, or --fresh to begin it again from nothing."
         )
     code = code_sha256()
-    stale = [name for name, record in state.notebooks.items() if record.finished and record.code != code]
+    stale = [name for name, record in used.items() if record.finished and record.code != code]
     if stale:
         print(f"Note: the package's code has changed since {', '.join(stale)} ran; --fresh begins again.", flush=True)
+    state.preset, state.seed = asked.preset, asked.seed
+    state.notebooks = used | {name: state.notebooks.get(name, new) for name, new in asked.notebooks.items()}
     for name, new in asked.notebooks.items():
-        record = state.notebooks.setdefault(name, new)
+        record = state.notebooks[name]
         if not record.finished:
-            record.code, record.parameters = code, new.parameters
+            record.sha256, record.code, record.parameters = new.sha256, code, new.parameters
     (folder / MANIFEST).unlink(missing_ok=True)  # written last: its existence means that the run is whole
     state.save(folder)
     return state
+
+
+def _goes_on(folder: Path, name: str) -> bool:
+    """Whether a notebook that was begun goes on from what it has left."""
+    return any((folder / GOES_ON.get(name[:2], name)).glob("*"))
 
 
 def _clear(folder: Path, fresh: bool) -> None:
@@ -255,7 +296,7 @@ def _clear(folder: Path, fresh: bool) -> None:
 
 def _differences(state: State, asked: State) -> Iterator[str]:
     """In what a run that was begun is not the one asked for, in words."""
-    if (state.preset, state.seed) != (asked.preset, asked.seed):
+    if state.notebooks and (state.preset, state.seed) != (asked.preset, asked.seed):
         yield f"preset {state.preset} and seed {state.seed}, not {asked.preset} and {asked.seed}"
         return
     wanted = {name: flat(asked.preset, record.parameters) for name, record in asked.notebooks.items()}
@@ -266,7 +307,8 @@ def _differences(state: State, asked: State) -> Iterator[str]:
         kept = flat(state.preset, record.parameters)
         for key, value in wanted.get(name, shared).items():
             if key not in LOOSE and kept.get(key, value) != value:
-                yield f"{key} {kept[key]!r}, not {value!r}, in {name}"
+                again = "" if record.finished else f" (which begins again without {GOES_ON.get(name[:2], name)})"
+                yield f"{key} {kept[key]!r}, not {value!r}, in {name}{again}"
 
 
 # --- the manifest -----------------------------------------------------------------------------------------------------
@@ -282,9 +324,9 @@ def _write_manifest(folder: Path, root: Path, state: State, machine: Mapping[str
         **machine,
         **state.model_dump(include={"preset", "seed", "started", "notebooks"}),
         "base_model": _base_model(get_preset(state.preset, sizes), root / "notebooks"),
-        "data_card_sha256": {p.parent.name: _sha256(p) for p in sorted(folder.glob("*/card.json"))},
-        "metrics_sha256": _sha256(folder / METRICS),
-        "outside": {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("outside/*.json"))},
+        "data_card_sha256": {p.parent.name: sha256(p) for p in sorted(folder.glob("*/card.json"))},
+        "metrics_sha256": sha256(folder / METRICS),
+        "outside": {p.stem: read_json(p, dict, "delete it") for p in sorted(folder.glob("outside/*.json"))},
         "ended": _now(),
     }
     write_json(folder / MANIFEST, manifest)
@@ -294,16 +336,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def code_sha256() -> str:
     """Of the package's sources and texts, names and bytes."""
     digest = hashlib.sha256()
     for path in sorted(path for path in PACKAGE.rglob("*") if path.suffix in SOURCES):
-        digest.update(f"{path.relative_to(PACKAGE).as_posix()} {_sha256(path)}\n".encode())
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()} {sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
@@ -314,16 +351,16 @@ def _git_state(root: Path) -> dict[str, Any] | None:
         done = subprocess.run(["git", "-C", str(root), *command], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    head, *lines = done.stdout.splitlines()
+    head, *lines = done.stdout.split("\n")[:-1]
     return {"commit": head.removeprefix("# branch.oid "), "dirty": not all(line.startswith("#") for line in lines)}
 
 
 def _base_model(preset: Preset, here: Path) -> dict[str, Any]:
     """The shipped base or a folder's (from `here`), with the hashes of its weights; the hub's, with its revision."""
     if preset.policy == "tiny":
-        return {"name": "tiny", "sha256": _sha256(PACKAGE / "assets" / "tiny" / "model.safetensors")}
+        return {"name": "tiny", "sha256": sha256(PACKAGE / "assets" / "tiny" / "model.safetensors")}
     folder = here / preset.policy
     if not folder.is_dir():
         return {"name": preset.policy, "revision": preset.revision}
-    hashes = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    hashes = {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
     return {"name": folder.resolve().name, "sha256": hashes}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from mmsr.files import read_rows
+from mmsr.files import read_json, read_rows, undamaged
 from mmsr.show.look import ACCENT, ASSETS, INK, MARGIN, MUTED, PAPER, SMALL, TEXT, WIDTH, colour, in_our_look, words
 from mmsr.stats import Interval, cluster_mean, proportion
 
@@ -85,14 +84,16 @@ def read(run: Path, file: str, folder: str = "") -> Any:
     path, notebook, table = run / file, NOTEBOOKS[folder or file.split("/")[0]], pd.DataFrame()
     if not path.exists():
         raise FileNotFoundError(f"{path} is not there: run notebook {notebook} first.")
+    remedy = f"run notebook {notebook} again"
     if path.suffix == ".json":
-        return json.loads(path.read_text(encoding="utf-8"))
-    if path.suffix == ".jsonl":
-        table = pd.DataFrame([row.get("question", {}) | row for row in read_rows(path, f"run notebook {notebook}")])
-    elif path.stat().st_size:
-        table = pd.read_csv(path).apply(pd.to_numeric, errors="coerce")
+        return read_json(path, dict, remedy)
+    with undamaged(path, remedy):
+        if path.suffix == ".jsonl":
+            table = pd.DataFrame([row.get("question", {}) | row for row in read_rows(path, remedy)])
+        elif path.stat().st_size:
+            table = pd.read_csv(path).apply(pd.to_numeric, errors="coerce")
     if table.empty:
-        raise ValueError(f"{path} is empty: run notebook {notebook} again.")
+        raise ValueError(f"{path} is empty: {remedy}.")
     return table
 
 

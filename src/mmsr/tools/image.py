@@ -20,7 +20,7 @@ TRIM = 0.06  # share of each side that is cut: the corners of a tilted crop show
 
 def embed(picture: Image.Image) -> np.ndarray:
     """A unit vector of 1,152 numbers: the picture at 24×16 in RGB, its mean taken off."""
-    picture = picture.convert("RGB")
+    picture = flat(picture)
     dx, dy = picture.width * TRIM, picture.height * TRIM
     box = (dx, dy, picture.width - dx, picture.height - dy)
     small = picture.resize(THUMBNAIL, Image.Resampling.BILINEAR, box=box)
