@@ -85,12 +85,17 @@ def pad(box: Box, share: float, picture: Image.Image) -> Box:
     return clamp((round(box[0] - dx), round(box[1] - dy), round(box[2] + dx), round(box[3] + dy)), picture) or box
 
 
+def shared_area(a: Box, b: Box) -> int:
+    """What two boxes share, in square pixels."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(0, width) * max(0, height)
+
+
 def iou(a: Box | None, b: Box) -> float:
     """Intersection over union of two boxes; 0 where there is none."""
     if a is None:
         return 0.0
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    inter = max(0, width) * max(0, height)
+    inter = shared_area(a, b)
     return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
 
 

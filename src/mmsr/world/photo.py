@@ -18,7 +18,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from mmsr.protocol import Box
-from mmsr.world.scenes import FRAME_COLOURS, PlacedFlag, Scene, looks_of, tilted_size
+from mmsr.tools.ground import shared_area
+from mmsr.tools.picture import flat
+from mmsr.world.scenes import FRAME_COLOURS, PlacedFlag, Scene, bordered, looks_of, tilted_size
 from mmsr.world.snapshot import World
 
 Size = tuple[int, int]
@@ -50,9 +52,7 @@ def place_in_photo(flags: Sequence[tuple[str, Image.Image]], seed: int, size: Si
             cloth, border = _cloth(flag, width, rng), 0
             if frame:
                 border = max(2, width // 12)
-                bordered = Image.new("RGB", (cloth.width + 2 * border, cloth.height + 2 * border), FRAME_COLOURS[frame])
-                bordered.paste(cloth, (border, border))
-                cloth = bordered
+                cloth = bordered(cloth, border, FRAME_COLOURS[frame])
             _paste(picture, cloth, tilt, (x, y), rng)
             w, h = tilted_size(cloth.width - 2 * border, cloth.height - 2 * border, tilt)
             box = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
@@ -88,16 +88,13 @@ def _spots(flags: Sequence[Image.Image], size: Size, rng: random.Random) -> list
 
 def _shared(a: Box, b: Box) -> float:
     """What two boxes share, as a share of the smaller one."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    return max(0, width) * max(0, height) / smaller
+    return shared_area(a, b) / min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
 
 
 def _cloth(flag: Image.Image, width: int, rng: random.Random) -> Image.Image:
     """The flag at `width` pixels, lit from one side, in folds or flat, paler or darker than it is."""
     height = max(1, round(flag.height * width / flag.width))
-    cloth = Image.alpha_composite(Image.new("RGBA", flag.size, "white"), flag).convert("RGB")
-    pixels = np.asarray(cloth.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    pixels = np.asarray(flat(flag).resize((width, height), Image.Resampling.BILINEAR), np.float32)
     across, down = np.linspace(0, 1, width)[None, :], np.linspace(0, 1, height)[:, None]
     folds = rng.choice((0.0, 0.0, 0.06, 0.12)) * np.sin(
         2 * math.pi * (rng.uniform(1, 4) * across + rng.uniform(-0.5, 0.5) * down + rng.random())

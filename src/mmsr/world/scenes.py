@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from mmsr.protocol import Box
+from mmsr.tools.picture import flat
 from mmsr.world.snapshot import ASSETS, World
 
 SIDE = 384
@@ -138,7 +139,7 @@ def looks_of(iso: str, flag: Image.Image) -> tuple[str, ...]:
 
     An invented flag goes by its emblem instead of a country.
     """
-    cloth = Image.alpha_composite(Image.new("RGBA", flag.size, "white"), flag).convert("RGB").resize((30, 20))
+    cloth = flat(flag).resize((30, 20))
     distance = ((np.asarray(cloth, np.int64)[:, :, None] - list(CLOTH_COLOURS.values())) ** 2).sum(-1)
     nearest = [list(CLOTH_COLOURS)[i].rpartition("_")[2] for i in distance.argmin(-1).ravel()]
     word, count = Counter(nearest).most_common(1)[0]
@@ -162,10 +163,14 @@ def _background(rng: random.Random) -> Image.Image:
 def _framed(flag: Image.Image, width: int, colour: tuple[int, int, int]) -> Image.Image:
     """The flag on white cloth at `width` pixels, with a frame round it."""
     height = max(1, round(flag.height * width / flag.width))
-    cloth = Image.alpha_composite(Image.new("RGBA", flag.size, "white"), flag).convert("RGB")
-    framed = Image.new("RGB", (width + 2 * FRAME, height + 2 * FRAME), colour)
-    framed.paste(cloth.resize((width, height), Image.Resampling.BILINEAR), (FRAME, FRAME))
-    return framed
+    return bordered(flat(flag).resize((width, height), Image.Resampling.BILINEAR), FRAME, colour)
+
+
+def bordered(cloth: Image.Image, border: int, colour: tuple[int, int, int]) -> Image.Image:
+    """A picture with a border of so many pixels on every side."""
+    whole = Image.new("RGB", (cloth.width + 2 * border, cloth.height + 2 * border), colour)
+    whole.paste(cloth, (border, border))
+    return whole
 
 
 def tilted_size(width: float, height: float, tilt: float) -> tuple[float, float]:
