@@ -161,3 +161,22 @@ def test_each_turn_that_was_played_is_told() -> None:
     for text in (CROP, BROKEN, ANSWER, TEXT):
         env.step(text)
     assert told == [(1, "img_search", False), (2, "none", True), (3, "answer", False)]
+
+
+@pytest.mark.parametrize(
+    ("box", "searched"),
+    [((-50, -20, 80, 90), (80, 90)), ((350, 150, 900, 900), (50, 50)), ((500, 300, 600, 400), (400, 200))],
+)
+def test_a_box_of_any_grounder_is_cut_to_the_picture(box: tuple[int, int, int, int], searched: tuple[int, int]) -> None:
+    image = Engine()
+    env = environment(image=image, box=box)
+    env.step(CROP)
+    assert [crop.size for crop in image.asked] == [searched]
+    if found := env.trajectory.turns[0].box:
+        assert (found[2] - found[0], found[3] - found[1]) == searched
+
+
+def test_half_a_character_in_a_users_own_hits_is_dropped() -> None:
+    env = environment(text=Engine("Nai\ud83drobi"))
+    assert "Title Nairobi: Nairobi" in env.step(TEXT)
+    json.dumps(env.trajectory.as_dict(), ensure_ascii=False).encode()

@@ -182,10 +182,12 @@ class SearchEnv:
         if record.error:
             return self._refusal(record)
         picture = self.task.picture
+        found = None
         if action.box:
-            record.box = clamp(self._tools.to_picture(action.box, picture), picture)
+            found = self._tools.to_picture(action.box, picture)
         elif action.expression:
-            record.box = self._tools.grounder.locate(picture, action.expression)
+            found = self._tools.grounder.locate(picture, action.expression)
+        record.box = found and clamp(found, picture)
         crop = picture.crop(record.box) if record.box else picture
         return self._observe(record, self._tools.image, crop, self._tools.image_summary, self._prompts.after_image)
 

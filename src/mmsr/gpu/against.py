@@ -29,14 +29,14 @@ from mmsr.gpu.fit import ROLLOUT, Memory
 from mmsr.gpu.meter import Meter
 from mmsr.gpu.stock import forgetful_play, stock_grpo
 from mmsr.lab import open_tools
-from mmsr.policy import TINY_DIR, Policy, add_lora, load_policy
+from mmsr.policy import TINY_DIR, Policy, add_lora, in_bf16, load_policy
 from mmsr.presets import Preset, get_preset
 from mmsr.rollout import Sampling, play
 from mmsr.task import Task
 from mmsr.world.questions import Question, make_questions
 
 ROUNDS = 3
-EVALUATED = {"tiny": 400, "layers12": 24}  # questions of an evaluation
+EVALUATED = {"tiny": 400, "layers12": 8}  # questions of an evaluation
 Side = Callable[[Policy, Sequence[Task], Preset, Path, Meter], None]
 
 
@@ -48,10 +48,12 @@ def subject(model: str, steps: int) -> tuple[Preset, Callable[[], Policy]]:
         return size, lambda: load_policy("tiny", TINY_DIR / "agent")
     config.text_config.num_hidden_layers, config.text_config.layer_types = 12, ["full_attention"] * 12
     config.vision_config.patch_size = 14
-    size = replace(size, policy="random", max_pixels=512 * 512, micro_batch=8, rollout_rows=32)
+    size = replace(size, policy="random", max_pixels=512 * 512, micro_batch=8, rollout_rows=32, grpo_questions=2)
 
     def steered() -> Policy:
         bare = random_policy(config, size)
+        if not in_bf16(bare.device):
+            bare.model.float()  # as every policy computes there
         policy = add_lora(bare, size.lora_r, size.lora_alpha)
         policy.decoder = Steered(policy.model, policy.processor, written_turns(bare, size.new_tokens))
         return policy

@@ -32,13 +32,20 @@ class FatalToolError(ToolError):
 
 @dataclass(frozen=True)
 class Hit:
-    """One result of a search: identifier, title, text, score (higher is better), address where it has one."""
+    """One result of a search: identifier, title, text, score (higher is better), address where it has one.
+
+    Half a surrogate pair is dropped from its texts: no tokenizer reads it, and no file can hold it.
+    """
 
     id: str
     title: str
     text: str
     score: float
     url: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("id", "title", "text", "url"):
+            object.__setattr__(self, name, getattr(self, name).encode("utf-8", "ignore").decode())
 
 
 class Corpus(Protocol):
