@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,7 +32,8 @@ from mmsr.lab import open_tools
 from mmsr.live.limits import BudgetSpent
 from mmsr.policy import Policy, load_policy
 from mmsr.presets import get_preset
-from mmsr.sft import train_sft
+from mmsr.reward import RewardWeights
+from mmsr.sft import learned_tokens, train_sft
 from mmsr.task import Task
 from mmsr.teacher import Teacher
 from mmsr.training import StepCSV, last_checkpoint
@@ -208,6 +210,15 @@ def test_the_saved_adapter_is_the_trained_policy(reinforced: Trained) -> None:
 # --- what bears loss ------------------------------------------------------------------------------------------------
 
 
+def test_the_tokens_shown_as_learned_are_those_that_the_trainer_learns(cold: Trained, examples: list[Example]) -> None:
+    learned = set()
+    for batch in cold.seen:
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"]):
+            learned.add((tuple(ids[mask.bool()].tolist()), tuple((labels != -100)[mask.bool()].tolist())))
+    shown = [learned_tokens(cold.policy, e, e.question.draw()) for e in examples]
+    assert {(tuple(ids), tuple(marks)) for ids, marks in shown} == learned
+
+
 def test_sft_learns_what_the_policy_writes_alone(cold: Trained, examples: list[Example]) -> None:
     tokenizer = cold.policy.tokenizer
     expected = {"".join(m["content"] + "<|im_end|>" for m in e.messages if m["role"] == "assistant") for e in examples}
@@ -232,6 +243,66 @@ def test_grpo_learns_nothing_that_was_retrieved(reinforced: Trained) -> None:
             assert "did not count" not in written
             outside += "did not count" in read
     assert outside
+
+
+def test_the_loss_by_hand_is_the_trainers(cold: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens, advantages and loss of every batch of two steps, on policy, and again as if drawn by another policy."""
+    policy, pairs, chance = load_policy("tiny", adapter=cold.folder / "adapter"), [], torch.Generator().manual_seed(0)
+
+    class Spy(EpisodeTrainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            own = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
+            found = [
+                self._rows[number] for number in inputs["prompt_ids"][inputs["prompt_mask"].cumsum(1) == 1].tolist()
+            ]
+            now = [grpo.log_probabilities(policy, row) for row in found]
+            assert [len(logps) for logps in now] == own.sum(1).tolist()
+            drawn = [logps.detach() + 0.4 * torch.randn(len(logps), generator=chance) for logps in now]
+            other = torch.zeros(own.shape)
+            other[own] = torch.cat(drawn)
+            for old, given in (([x.detach() for x in now], {}), (drawn, {"old_per_token_logps": other})):
+                parts = zip(now, old, inputs["ref_per_token_logps"], own, inputs["advantages"].tolist())
+                by_hand = [grpo.loss(x, y, reference[mask], a, kl=0.5) for x, y, reference, mask, a in parts]
+                value = super().compute_loss(model, inputs | given, *args, **kwargs)
+                pairs.append((sum(by_hand) / len(by_hand), value * self.current_gradient_accumulation_steps))
+            return value
+
+    monkeypatch.setattr(grpo, "EpisodeTrainer", Spy)
+    monkeypatch.setattr(grpo, "reward_functions", lambda *given: ([length_reward], [1.0]))
+    preset = replace(PRESET, micro_batch=4)
+    train_grpo(policy, [Task.of(q) for q in QUESTIONS], open_tools(PRESET, policy), preset, tmp_path, seed=5, kl=0.5)
+    assert len(pairs) == 2 * 2 * 2 and max(abs(float(x - y)) for x, y in pairs) < 1e-6
+    assert max(abs(float(y)) for _, y in pairs) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "gain"), [(1.5, 1, 1.2), (1.5, -1, -1.5), (0.5, 1, 0.5), (0.5, -1, -0.8), (1.1, 2, 2.2)]
+)
+def test_the_clip_by_hand(ratio: float, advantage: float, gain: float) -> None:
+    drawn = torch.tensor([-1.0])
+    now = drawn + torch.tensor([ratio]).log()
+    assert float(grpo.loss(now, drawn, now, advantage, kl=0.1)) == pytest.approx(-gain)
+    assert float(grpo.loss(drawn, drawn, now, 0.0, kl=0.1)) == pytest.approx(
+        0.1 * (ratio - 1 - math.log(ratio)), abs=1e-6
+    )
+
+
+def test_a_group_by_hand_is_left_as_it_was(cold: Trained) -> None:
+    """Its episodes follow from the seed, advantages have no mean, the rewarded becomes likelier, LoRA is put back."""
+    policy = load_policy("tiny", adapter=cold.folder / "adapter")
+    before = {name: weight.clone() for name, weight in policy.model.state_dict().items()}
+    tools, tasks = open_tools(PRESET, policy), [Task.of(q) for q in QUESTIONS[:2]]
+    groups = [grpo.play_groups(policy, tasks, tools, PRESET, 3, RewardWeights()) for _ in range(2)]
+    assert [[e.row.ids for e in g.episodes] for g in groups[0]] == [[e.row.ids for e in g.episodes] for g in groups[1]]
+    group = replace(groups[0][0], rewards=[1.0, *[0.0] * (PRESET.generations - 1)])
+    assert sum(group.advantages) == pytest.approx(0) and group.spread > 0
+    drawn, once, twice = grpo.update_by_hand(policy, group, 1e-3, 0.001, times=2)
+    assert [logps.tolist() for logps in drawn] == [
+        pytest.approx([x for x, own in zip(e.row.logps, e.row.written) if own], abs=1e-4) for e in group.episodes
+    ]
+    assert drawn[0].mean() < once[0].mean() < twice[0].mean()
+    after = policy.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 # --- what is kept ---------------------------------------------------------------------------------------------------

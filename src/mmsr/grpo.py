@@ -3,18 +3,23 @@
     policy = train_grpo(policy, tasks, tools, preset, folder, seed, RewardWeights())
 
 Paper's settings: 8 rollouts a question, advantage = reward − group mean (no standard deviation), KL 0.001, clip 0.2.
-rollout.py plays the episodes; with_trl.py hands them to TRL.
+rollout.py plays the episodes; with_trl.py hands them to TRL. What TRL computes of them stands here once more by hand,
+for notebook 3: `loss` and its surroundings are held to the trainer's by a test.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from trl import GRPOConfig
 
+from mmsr.decode import Row, spread
 from mmsr.env import Tools, Trajectory
 from mmsr.files import read_table
 from mmsr.policy import Policy
@@ -25,6 +30,8 @@ from mmsr.stats import Interval
 from mmsr.task import Task
 from mmsr.training import StepCSV, quiet_trainers, train, training_arguments
 from mmsr.with_trl import EpisodeTrainer
+
+CLIP = 0.2  # of a token's probability over what it was when it was drawn
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
@@ -39,7 +46,7 @@ def grpo_config(preset: Preset, folder: Path, seed: int, kl: float) -> GRPOConfi
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=preset.grpo_warmup,
         beta=kl,
-        epsilon=0.2,
+        epsilon=CLIP,
         scale_rewards="none",
         loss_type="grpo",
         temperature=preset.temperature,
@@ -130,3 +137,94 @@ def first_and_last(csv_path: Path) -> dict[str, Interval]:
             mean = sum(float(row[column]) for row in chosen) / len(chosen)
             found[f"grpo/{name}_{part}"] = Interval(mean, None, None, len(chosen))
     return found
+
+
+# --- by hand ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """The episodes of one question, and what each has earned."""
+
+    task: Task
+    episodes: list[Episode]
+    rewards: list[float]
+
+    @property
+    def advantages(self) -> list[float]:
+        """What each has earned above the group's mean: no standard deviation divides it (paper §3.4)."""
+        mean = sum(self.rewards) / len(self.rewards)
+        return [reward - mean for reward in self.rewards]
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation of the rewards; where it is 0 all advantages are, and the group teaches nothing."""
+        return statistics.pstdev(self.rewards)
+
+
+def play_groups(
+    policy: Policy, tasks: Sequence[Task], tools: Tools, preset: Preset, seed: int, weights: RewardWeights
+) -> list[Group]:
+    """Play each task as often as a step of GRPO does, and reward it by exact match."""
+    places = [(task, n) for task in tasks for n in range(preset.generations)]
+    keys = [f"{seed}/{task.id}/{n}" for task, n in places]
+    asked, sampling = [task for task, _ in places], Sampling.of(preset, preset.temperature)
+    episodes = roll(policy, asked, tools, preset.prompts, sampling, keys)
+    earned = scores([episode.trajectory for episode in episodes], asked, weights, None)
+    starts = range(0, len(places), preset.generations)
+    parts = [slice(start, start + preset.generations) for start in starts]
+    return [Group(task, episodes[part], earned[part]) for task, part in zip(tasks, parts)]
+
+
+def loss(
+    now: torch.Tensor,
+    drawn: torch.Tensor,
+    reference: torch.Tensor,
+    advantage: float,
+    clip: float = 0.2,
+    kl: float = 1e-3,
+) -> torch.Tensor:
+    """The loss of one episode; a batch's is the mean of its episodes'.
+
+    Log-probabilities [T] of the tokens that the policy wrote: as they are now, as they were when they were drawn, and
+    under the reference, which is the cold start. What a tool returned is not among them.
+    """
+    ratio = (now - drawn).exp()
+    gain = torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+    behind = reference - now
+    divergence = behind.exp() - behind - 1  # of the reference from the policy, never below 0
+    return (kl * divergence - gain).mean()
+
+
+def log_probabilities(policy: Policy, row: Row) -> torch.Tensor:
+    """Log-probabilities [T] of the tokens that a policy wrote, at temperature 1, with their gradients to LoRA."""
+    ids, _, positions = spread([row], [(0, len(row.ids))])
+    with torch.no_grad():
+        embeds = policy.decoder.embed(ids, [row])
+    logits = policy.model(inputs_embeds=embeds, position_ids=positions.to(policy.device), use_cache=False).logits
+    every = logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None].to(policy.device))
+    return every[torch.tensor(row.written[1:]), 0]
+
+
+def update_by_hand(policy: Policy, group: Group, rate: float, kl: float, times: int) -> list[list[torch.Tensor]]:
+    """So many updates on one group, as if it were the whole batch; LoRA is put back as it was.
+
+    Gives the log-probabilities [T] of each episode's tokens as they were drawn, and after each update.
+    """
+    rows, lora = [episode.row for episode in group.episodes], [w for w in policy.model.parameters() if w.requires_grad]
+    kept, optimiser = [weight.detach().clone() for weight in lora], torch.optim.AdamW(lora, lr=rate, weight_decay=0.0)
+    with torch.no_grad():
+        drawn = [log_probabilities(policy, row) for row in rows]
+        seen = [drawn]
+    for _ in range(times):
+        for row, before, advantage in zip(rows, drawn, group.advantages):
+            (loss(log_probabilities(policy, row), before, before, advantage, kl) / len(rows)).backward()
+        torch.nn.utils.clip_grad_norm_(lora, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        with torch.no_grad():
+            seen.append([log_probabilities(policy, row) for row in rows])
+    with torch.no_grad():
+        for weight, before in zip(lora, kept):
+            weight.copy_(before)
+    return seen

@@ -20,6 +20,7 @@ from datasets import Image as Picture
 from datasets import Sequence as Many
 from PIL import Image
 from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from mmsr.data import Example
 from mmsr.policy import Policy, lora_config
@@ -83,6 +84,13 @@ def sft_config(preset: Preset, folder: Path, seed: int) -> SFTConfig:
         max_length=None,
         data_seed=seed,
     )
+
+
+def learned_tokens(policy: Policy, example: Example, picture: Image.Image) -> tuple[list[int], list[bool]]:
+    """The tokens of an example as the trainer makes them, and which of them bear loss."""
+    collate = DataCollatorForVisionLanguageModeling(policy.processor, assistant_only_loss=True)
+    batch = collate([{"messages": typed(example.messages), "images": [picture]}])
+    return batch["input_ids"][0].tolist(), (batch["labels"][0] != -100).tolist()
 
 
 def train_sft(

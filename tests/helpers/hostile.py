@@ -129,9 +129,6 @@ def _played(tools: Tools, task: Task, action: Action) -> str:
         return f"{type(error).__name__}: {error}"
     record = env.trajectory.turns[0]
     block, end, _ = record.observation.partition(END)
-    x1, y1, x2, y2 = record.box or (0, 0, 1, 1)
-    if not (0 <= x1 < x2 <= task.picture.width and 0 <= y1 < y2 <= task.picture.height):
-        return f"a crop that lies outside of the picture: {record.box}"
     if not block.startswith(BEGIN) or not end:
         return record.error or "an observation without its block"
     return _writable(record.hits) or harm(block.removeprefix(BEGIN))

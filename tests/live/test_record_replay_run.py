@@ -113,7 +113,7 @@ def test_the_manifest_tells_what_was_asked_and_spent(runs: Runs) -> None:
 
 
 def test_every_picture_is_shown(runs: Runs) -> None:
-    pictures = {"01_build_data": 3, "02_sft": 2, "03_grpo": 2, "04_evaluate": 6, "05_crop_ablation": 3}
+    pictures = {"01_build_data": 3, "02_sft": 3, "03_grpo": 4, "04_evaluate": 6, "05_crop_ablation": 4}
     for name, number in pictures.items():
         cells = nbformat.read(runs.recorded / f"{name}.ipynb", as_version=4).cells
         shown = [out for cell in cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]

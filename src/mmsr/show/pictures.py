@@ -34,7 +34,7 @@ MOST_LINES, LONGEST = 6, 500  # lines of one text, characters that a line could 
 
 
 @functools.lru_cache(maxsize=20_000)
-def _width(text: str, size: float, weight: str) -> float:
+def text_width(text: str, size: float, weight: str) -> float:
     """The width of a line in inches."""
     font = get_font(findfont(FontProperties(family=LOOK["font.family"], weight=weight)))
     font.set_size(size, 100)
@@ -51,20 +51,20 @@ def wrap(text: str, width: float, size: float = SIZE, most: int = MOST_LINES, we
             lines.append(_beginning(rest[:LONGEST], width, size, weight))
             rest = rest[len(lines[-1]) :].lstrip()
     if len(lines) > most:
-        room = width - _width(" …", size, weight)
+        room = width - text_width(" …", size, weight)
         lines = [*lines[: most - 1], f"{_beginning(lines[most - 1], room, size, weight)} …"]
     return lines
 
 
 def _beginning(text: str, width: float, size: float, weight: str) -> str:
     """The longest beginning of a text that fits, up to the end of a word where one ends in it."""
-    fit = max(1, bisect.bisect(range(1, len(text) + 1), width, key=lambda n: _width(text[:n], size, weight)))
+    fit = max(1, bisect.bisect(range(1, len(text) + 1), width, key=lambda n: text_width(text[:n], size, weight)))
     space = text.rfind(" ", 0, fit + 1) if fit < len(text) else -1
     return text[: space if space > 0 else fit].rstrip()
 
 
 class Sheet:
-    """A page that grows downwards, in inches; `_grid` cuts it to its height."""
+    """A page that grows downwards, in inches; `cut` ends it."""
 
     def __init__(self) -> None:
         self.figure = Chart(figsize=(WIDTH, 1))
@@ -89,6 +89,12 @@ class Sheet:
         """A box with a light edge, so that it is seen on any picture."""
         halo = [withStroke(linewidth=style["lw"] + 1.4, foreground="white")]
         self.ax.add_patch(Rectangle((x, y), width, height, fill=False, path_effects=halo, zorder=3, **style))
+
+    def cut(self, y: float) -> Figure:
+        """The page down to y."""
+        self.figure.set_size_inches(WIDTH, y)
+        self.ax.set(xlim=(0, WIDTH), ylim=(y, 0), aspect="auto")
+        return self.figure
 
 
 def _pictures(sheet: Sheet, x: float, y: float, width: float, picture: Image.Image, row: Row) -> float:
@@ -149,9 +155,7 @@ def _grid(draw: Callable[..., float], items: Sequence, columns: int) -> Figure:
     for start in range(0, len(items), columns):
         places = enumerate(items[start : start + columns])
         y = GAP + max(draw(sheet, MARGIN + column * (width + GAP), y, width, item) for column, item in places)
-    sheet.figure.set_size_inches(WIDTH, y)
-    sheet.ax.set(xlim=(0, WIDTH), ylim=(y, 0), aspect="auto")
-    return sheet.figure
+    return sheet.cut(y)
 
 
 @in_our_look

@@ -18,13 +18,17 @@ THUMBNAIL = (24, 16)
 TRIM = 0.06  # share of each side that is cut: the corners of a tilted crop show its surroundings
 
 
-def embed(picture: Image.Image) -> np.ndarray:
-    """A unit vector of 1,152 numbers: the picture at 24×16 in RGB, its mean taken off."""
+def thumbnail(picture: Image.Image) -> Image.Image:
+    """The picture at 24×16 in RGB, its edges trimmed: what the search sees of it."""
     picture = flat(picture)
     dx, dy = picture.width * TRIM, picture.height * TRIM
     box = (dx, dy, picture.width - dx, picture.height - dy)
-    small = picture.resize(THUMBNAIL, Image.Resampling.BILINEAR, box=box)
-    vector = np.asarray(small, dtype=np.float32).ravel()
+    return picture.resize(THUMBNAIL, Image.Resampling.BILINEAR, box=box)
+
+
+def embed(picture: Image.Image) -> np.ndarray:
+    """A unit vector of 1,152 numbers: the thumbnail, its mean taken off."""
+    vector = np.asarray(thumbnail(picture), dtype=np.float32).ravel()
     vector = vector - vector.mean()
     return vector / max(float(np.linalg.norm(vector)), 1e-6)
 
