@@ -510,6 +510,15 @@ def test_damaged_metrics_are_refused_before_anything_starts(root: Path, how: str
     assert set(read_metrics(go(root))) >= {"time/01_first", "time/02_second"}  # as it is told to do
 
 
+def test_missing_metrics_of_finished_notebooks_are_told(root: Path) -> None:
+    folder = go(root, "01")
+    (folder / "metrics.json").unlink()
+    with pytest.raises(UsageError, match=r"metrics\.json is missing: delete the executed notebooks"):
+        go(root, "02")
+    (folder / "01_first.ipynb").unlink()
+    assert set(read_metrics(go(root))) >= {"time/01_first", "time/02_second"}
+
+
 def test_after_a_full_disk_a_run_goes_on(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -257,6 +257,11 @@ def _begin(folder: Path, asked: State, fresh: bool) -> State:
         state = asked
     elif (folder / METRICS).exists():
         read_metrics(folder)
+    elif any(record.finished for record in state.notebooks.values()):
+        remedy = (
+            "delete the executed notebooks beside it, and the same command makes it again; what they trained is kept"
+        )
+        raise UsageError(f"{folder / METRICS} is missing: {remedy}.")
     used = {name: record for name, record in state.notebooks.items() if record.finished or _goes_on(folder, name)}
     with refusing(ValueError, saying=f"{folder / STATE} is of another version: choose another --name, or --fresh"):
         differences = ", ".join(_differences(state.model_copy(update={"notebooks": used}), asked))
