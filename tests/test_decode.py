@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from random_qwen import random_qwen
 from small_policy import tiny
 
 from mmsr.decode import Decoder, Row, spread
 from mmsr.env import first_messages
-from mmsr.policy import Policy
+from mmsr.policy import Policy, load_policy
 from mmsr.presets import get_preset
 from mmsr.protocol import render_observation
 from mmsr.task import Task
@@ -24,11 +26,22 @@ TURNS = 10
 
 
 @pytest.fixture
-def decoder() -> Iterator[Decoder]:
-    """A decoder that has seen no picture yet."""
-    policy = Policy(tiny().model, tiny().processor, "tiny")
-    with policy.generating() as found:
+def decoder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Decoder]:
+    """A decoder that has seen no picture yet: the tiny base's, or a random Qwen3-VL's where that is asked for."""
+    base = shaken(tmp_path) if hasattr(request, "param") and request.param == "qwen3_vl" else tiny()
+    with Policy(base.model, base.processor, base.name).generating() as found:
         yield found
+
+
+def shaken(folder: Path) -> Policy:
+    """A random Qwen3-VL in fp32, with weights that are large enough to let each part of a picture tell."""
+    policy = load_policy(str(random_qwen(folder, family="qwen3_vl")), max_pixels=65536)
+    for name, weight in policy.model.float().named_parameters():
+        weight.data *= 1 if "norm" in name else 4
+    return policy
+
+
+both = pytest.mark.parametrize("decoder", ["tiny", "qwen3_vl"], indirect=True)
 
 
 def dialogue(decoder: Decoder, batch_size: int, order: list[int] | None = None) -> list[Row]:
@@ -69,9 +82,13 @@ def test_what_follows_a_turn_is_what_the_chat_template_writes(decoder: Decoder) 
     assert decoder.tokenizer.decode(row.ids) == text.replace(decoder.processor.image_token, pads)
 
 
+@both
 def test_log_probabilities_over_ten_turns_are_those_of_the_whole_model(decoder: Decoder) -> None:
-    for (picture, _), row in zip(ASKED, dialogue(decoder, 4)):
-        ids = torch.tensor([row.ids])
+    rows = dialogue(decoder, 4)
+    plain = [row for row in rows if decoder.processor.image_token_id not in row.ids[row.prompt :]]
+    assert len(plain) > 5  # of the others the whole model would take what was written for a picture
+    for row in plain:
+        ids, (picture, _) = torch.tensor([row.ids]), ASKED[rows.index(row)]
         seen = decoder.processor.image_processor(images=[picture], return_tensors="pt")
         kinds = (ids == decoder.processor.image_token_id).int()
         logps = decoder.model(input_ids=ids, mm_token_type_ids=kinds, **seen).logits[0].log_softmax(-1)
@@ -153,6 +170,7 @@ def test_either_end_token_ends_a_turn(decoder: Decoder, end: str, monkeypatch: p
     assert sum(row.written) == 2 and row.logps[-2:] == [-1.0, -1.0]
 
 
+@both
 def test_a_pictures_token_that_the_policy_writes_shows_it_no_picture(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +181,9 @@ def test_a_pictures_token_that_the_policy_writes_shows_it_no_picture(
     plain = decoder.network.get_input_embeddings().weight[decoder.processor.image_token_id]
     embeds = decoder.embed(ids, [row])[0]
     assert torch.equal(embeds[row.prompt], plain)
-    assert torch.equal(embeds[: row.prompt][ids[0, : row.prompt] == decoder.processor.image_token_id], row.features)
+    seen = embeds[: row.prompt][ids[0, : row.prompt] == decoder.processor.image_token_id]
+    assert torch.equal(seen, row.features[:, : seen.shape[1]])
+    assert all(mask.sum() == len(seen) for name, mask in decoder.added(ids, [row]).items() if "mask" in name)
 
 
 def test_a_special_token_that_the_policy_spells_from_pieces_stays_pieces(

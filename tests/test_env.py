@@ -100,6 +100,29 @@ def test_a_failed_tool_is_told_and_costs_a_search() -> None:
     assert env.trajectory.turns[0].hits == [] and env.trajectory.searches() == env.trajectory.valid_turns == 1
 
 
+def test_a_picture_search_that_failed_may_be_tried_again() -> None:
+    image = Engine(error=ToolError("the service is down"))
+    env = environment(image=image)
+    env.step(CROP)
+    image.error = None
+    assert "a page" in env.step(CROP) and "the picture was already searched" in env.step(CROP)
+    assert [t.failed for t in env.trajectory.turns] == ["the service is down", "", ""]
+    assert [t.error != "" for t in env.trajectory.turns] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("calls", "stranded"), [("xxx", 3), ("xx", 0), ("xx.xx", 0), ("x.xxxx", 5), ("xxbx", 4), ("b.xxx", 5), ("", 0)]
+)
+def test_an_episode_is_stranded_by_failures_in_a_row(calls: str, stranded: int) -> None:
+    """x: the engine fails; a point: it answers; b: a turn that is none."""
+    text = Engine()
+    env = environment(text)
+    for call in calls:
+        text.error = ToolError("down") if call == "x" else None
+        env.step(BROKEN if call == "b" else TEXT)
+    assert env.trajectory.stranded == stranded
+
+
 @pytest.mark.parametrize("error", [BudgetSpent("no money left"), KeyError("a bug")])
 def test_what_cannot_be_mended_is_raised(error: Exception) -> None:
     with pytest.raises(type(error)):

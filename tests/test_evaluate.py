@@ -109,6 +109,9 @@ def test_metrics() -> None:
     values = {name: round(interval.value, 4) for name, interval in found.items() if "taxonomy" not in name}
     assert values == {
         "accuracy": 0.5,
+        "supported": 0.0,
+        "unsupported": 0.75,  # the last has no answer
+        "distrusted": 0.0,
         "searches": 1.0,
         "text_searches": 0.5,
         "image_searches": 0.5,
@@ -127,6 +130,18 @@ def test_metrics() -> None:
     assert {name for name in found if "taxonomy" in name} == {f"accuracy/taxonomy/{q.taxonomy}" for q in FOUR}
     assert found["accuracy"].n == 4 and found["accuracy"].low <= 0.5 <= found["accuracy"].high
     assert summarise(rows(), seed=0) == found
+
+
+def test_answers_are_held_against_what_was_read() -> None:
+    observed = {"observation": f"<information>\n1. : {FOUR[0].answer}\n</information>"}
+    read = replace(search("text_search", "x/y"), **observed)
+    web = replace(read, hits=[read.hits[0] | {"url": "https://bad.example/"}])
+    played = [answered(FOUR[0], read), answered(FOUR[0], web), answered(FOUR[0], search("text_search", "x/y"))]
+    played.append(answered(FOUR[0]))
+    found = judge_rows("", Exam((FOUR[0],) * 4), played, [False] * 4, distrusts=lambda url: "bad" in url)
+    assert [row["support"]["label"] for row in found] == ["supported", "distrusted", "unsupported", ""]
+    metrics = summarise(found, seed=0)
+    assert [metrics[name].value for name in ("supported", "distrusted", "unsupported")] == [0.25] * 3
 
 
 def test_halves_need_both() -> None:

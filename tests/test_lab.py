@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from local_llm import local_llm
+from small_fvqa import write
 from small_policy import tiny
 
 from mmsr.env import Tools
-from mmsr.files import FileDamaged, seal
+from mmsr.files import FileDamaged, seal, write_rows
 from mmsr.lab import Lab, open_tools
 from mmsr.live.outside import connect, settings
 from mmsr.live.roles import Shortened
@@ -107,6 +108,12 @@ def test_adapters_are_this_runs_or_else_another_runs(tmp_path: Path) -> None:
         ({"grpo_steps": "many"}, {}, "sizes: grpo_steps must be a whole number, not 'many'."),
         ({"grpo_steps": True}, {}, "sizes: grpo_steps must be a number, not True."),
         ({"grpo_steps": 0}, {}, "sizes: grpo_steps must be greater than or equal to 1, not 0."),
+        (
+            {"report_to": "paper"},
+            {},
+            "sizes: report_to must be 'none', 'tensorboard', 'trackio' or 'wandb', not 'paper'.",
+        ),
+        ({"report_to": "wandb"}, {}, "report_to=wandb needs its package: pip install wandb."),
         ({}, {"serch": "serper"}, "outside has no key 'serch': it has search, "),
         ({}, {"read_pages": "perhaps"}, "outside: read_pages must be true or false, not 'perhaps'."),
         ({}, {"search": "altavista"}, "outside: search must be 'local', 'milvus', 'serper', "),
@@ -114,8 +121,9 @@ def test_adapters_are_this_runs_or_else_another_runs(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_said_in_a_sentence_before_anything_runs(
-    tmp_path: Path, sizes: dict, outside: dict, said: str
+    tmp_path: Path, sizes: dict, outside: dict, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mmsr.presets.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="^" + re.escape(said)) as refused:
         Lab(tmp_path / "run", "smoke", 0, sizes, outside)
     assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
@@ -145,3 +153,59 @@ def test_a_policy_with_a_damaged_adapter_is_refused(tmp_path: Path) -> None:
     weights.write_bytes(data)
     with pytest.raises(FileDamaged, match=r"adapter_model\.safetensors is damaged: train it again, or give another\."):
         lab.policy("sft")
+
+
+# --- a benchmark's own splits -----------------------------------------------------------------------------------------
+
+SMALL = {"data_questions": 30, "grpo_steps": 4, "grpo_questions": 5, "eval_questions": 60}  # ten to validate on
+
+
+def on_fvqa(run: Path, files: Path, seed: int = 0, sizes: dict = SMALL, adapters: str | Path = "") -> Lab:
+    return Lab(run, "smoke", seed, sizes, {}, adapters, "fvqa_train", files)
+
+
+@pytest.fixture
+def taught(tmp_path: Path) -> Path:
+    """A run whose cold start has learned from thirty of sixty questions."""
+    write(tmp_path / "fvqa" / "fvqa_train.parquet", range(60))
+    asked = Lab(tmp_path / "taught", "smoke", 0, SMALL).questions("fvqa_train", tmp_path / "fvqa")
+    write_rows(tmp_path / "taught" / "data" / "data.jsonl", [{"question": question.as_dict()} for question in asked])
+    shutil.copytree(TINY_DIR / "agent", tmp_path / "taught" / "sft" / "adapter")
+    return tmp_path
+
+
+def test_cold_start_grpo_and_validation_share_no_question_of_a_benchmark(taught: Path) -> None:
+    lab = on_fvqa(taught / "taught", taught / "fvqa")
+    learned = {question.id for question in lab.questions("fvqa_train", taught / "fvqa")}
+    asked, played = {q.id for q in lab.validation}, {task.id for task in lab.grpo_tasks}
+    assert (len(learned), len(asked), len(played)) == (30, 10, 20) and len(learned | asked | played) == 60
+    assert all(task.picture.size == (64, 48) and task.golds[0].startswith("colour") for task in lab.grpo_tasks)
+    again, other = (on_fvqa(taught / "taught", taught / "fvqa", seed) for seed in (0, 1))
+    assert [task.id for task in again.grpo_tasks] == [task.id for task in lab.grpo_tasks]
+    assert {q.id for q in other.validation} != asked and not {q.id for q in other.validation} & learned
+    with pytest.raises(ValueError, match="A step of GRPO asks 5 questions, but 1 are left to ask"):
+        _ = on_fvqa(taught / "taught", taught / "fvqa", sizes=SMALL | {"eval_questions": 29 * 6}).grpo_tasks
+
+
+def test_what_another_runs_cold_start_has_learned_is_not_asked_either(taught: Path) -> None:
+    own, other = on_fvqa(taught / "taught", taught / "fvqa"), taught / "other"
+    assert [task.id for task in on_fvqa(other, taught / "fvqa", adapters=taught / "taught").grpo_tasks] == [
+        task.id for task in own.grpo_tasks
+    ]
+    with pytest.raises(FileNotFoundError, match=r"data\.jsonl is not there: run notebook 01 first"):
+        _ = on_fvqa(other, taught / "fvqa").grpo_tasks
+
+
+def test_a_policy_is_validated_on_a_benchmark(taught: Path) -> None:
+    rows = on_fvqa(taught / "taught", taught / "fvqa").validate("sft", tiny())
+    assert len(rows) == 10 and {row["evidence"] for row in rows} == {None}
+    assert all(Path(row["question"]["picture"]).is_file() for row in rows)
+
+
+def test_a_benchmark_to_train_on_is_looked_for_at_once(tmp_path: Path) -> None:
+    for name, said in (
+        ("fvqa_train", "the files of fvqa_train: '.*nowhere' is none"),
+        ("okvqq", "no benchmark 'okvqq'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Lab(tmp_path, train_benchmark=name, train_dir=tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""The path of the Qwen presets on a random Qwen2.5-VL of their class: files, boxes, LoRA, trainings, notebooks.
+"""The path of the Qwen presets on random models of their classes: files, boxes, LoRA, trainings, notebooks.
 
 The model is the hub's in everything but size (`random_qwen.py`), so what is shown is that the path holds, not what a
 trained one would score. On a CPU; nothing here needs the network.
@@ -18,17 +18,18 @@ import pytest
 import torch
 import trl
 from PIL import Image
-from random_qwen import hub_copy, random_qwen
-from safetensors.torch import load_file
+from random_qwen import FAMILIES, hub_copy, random_qwen
+from safetensors.torch import load_file, save_file
 
 from mmsr import grpo
 from mmsr.ablation import oracle
 from mmsr.data import Example, to_messages
 from mmsr.decode import Row
 from mmsr.env import SearchEnv, first_messages
-from mmsr.grpo import grpo_config, train_grpo
+from mmsr.evaluate import Exam, agent, direct, judge_rows, rag
+from mmsr.grpo import as_rows, grpo_config, train_grpo
 from mmsr.lab import open_tools
-from mmsr.policy import Policy, add_lora, load_policy
+from mmsr.policy import Policy, add_lora, load_policy, load_processor
 from mmsr.presets import Preset, get_preset
 from mmsr.results import read_metrics
 from mmsr.rollout import as_coordinates
@@ -37,6 +38,7 @@ from mmsr.sft import sft_config, train_sft
 from mmsr.task import Task
 from mmsr.teacher import Teacher
 from mmsr.tools.ground import BaseGrounder
+from mmsr.with_trl import EpisodeTrainer
 from mmsr.world.questions import make_questions
 from mmsr.world.snapshot import load_world
 
@@ -46,9 +48,14 @@ QUESTIONS = [q for q in make_questions("train", 40, seed=61) if q.type in ("fact
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_qwen(tmp_path_factory.mktemp("qwen") / "random")
+def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_qwen(tmp_path_factory.mktemp("qwen") / "random", family=family)
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +84,23 @@ def conversations(n: int) -> list[tuple[Image.Image, list[dict]]]:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def test_files_laid_out_as_the_hubs_load_whole_and_in_bf16(folder: Path, policy: Policy) -> None:
+def inside(name: str) -> str:
+    """What transformers calls a weight of the hub's."""
+    if name.startswith(("model.language_model.", "model.visual.")):
+        return name
+    return "model." + name.replace("model.", "language_model.", 1)
+
+
+def test_files_laid_out_as_the_hubs_load_whole_in_their_class_and_in_bf16(
+    folder: Path, family: str, policy: Policy
+) -> None:
     kept = load_file(folder / "model.safetensors")
-    assert {name.split(".")[0] for name in kept} == {"model", "visual"}  # the hub's names
+    firsts = {"qwen2_5_vl": {"model", "visual"}, "qwen3_vl": {"model"}}  # of the hub's names
+    assert {name.split(".")[0] for name in kept} == firsts[family] and policy.model.config.model_type == family
     weights = dict(policy.model.named_parameters())
-    assert len(weights) == len(kept) and {weight.dtype for weight in weights.values()} == {torch.bfloat16}
-    found = weights["model.language_model.layers.1.mlp.up_proj.weight"]
-    assert torch.equal(found, kept["model.layers.1.mlp.up_proj.weight"])
-    assert torch.equal(weights["model.visual.merger.mlp.2.weight"], kept["visual.merger.mlp.2.weight"])
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    assert weights.keys() == {*map(inside, kept)}
+    assert all(torch.equal(weights[inside(name)], weight) for name, weight in kept.items())
     config, tokenizer = policy.model.config, policy.tokenizer
     assert config.image_token_id == tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
@@ -92,10 +108,13 @@ def test_files_laid_out_as_the_hubs_load_whole_and_in_bf16(folder: Path, policy:
     assert tokenizer.tokenize("in 1234")[-4:] == ["1", "2", "3", "4"]  # digit by digit, as Qwen's
 
 
-def test_the_pinned_state_of_the_hub_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PRESETS = {"qwen2_5_vl": ("qwen3b", "qwen7b"), "qwen3_vl": ("qwen3vl2b", "qwen3vl4b")}
+
+
+def test_the_pinned_state_of_the_hub_is_loaded(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    pinned, newer = (random_qwen(tmp_path / f"seed{seed}", seed) for seed in (1, 2))
-    for name in ("qwen3b", "qwen7b"):
+    pinned, newer = (random_qwen(tmp_path / f"seed{seed}", seed, family) for seed in (1, 2))
+    for name in PRESETS[family]:
         preset = get_preset(name)
         hub_copy(pinned, tmp_path, preset.policy, preset.revision)
         hub_copy(newer, tmp_path, preset.policy, "f" * 40)
@@ -103,10 +122,80 @@ def test_the_pinned_state_of_the_hub_is_loaded(tmp_path: Path, monkeypatch: pyte
         refs.mkdir()
         (refs / "main").write_text("f" * 40)
         for loaded, source in ((load(preset), pinned), (load_policy(preset.policy), newer)):
-            found = loaded.model.get_parameter("model.visual.merger.mlp.0.weight")
-            assert torch.equal(found, load_file(source / "model.safetensors")["visual.merger.mlp.0.weight"])
+            wanted = load_file(source / "model.safetensors")
+            assert all(torch.equal(loaded.model.get_parameter(inside(n)), w) for n, w in wanted.items())
         with pytest.raises(OSError):
             load_policy(preset.policy, revision="0" * 40)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (
+            "qwen3_5",
+            "'qwen3_5': linear attention sums up what was read, and no turn can be taken back from its cache; use",
+        ),
+        ("qwen2_vl", "'qwen2_vl'; use a model of the type qwen2_5_vl or qwen3_vl"),
+        ("made_up", "'made_up'; use"),
+    ],
+)
+def test_a_model_of_another_type_is_refused_by_its_name(kind: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ValueError, match=f"^{tmp_path} is of the type {said}"):
+        load_policy(str(tmp_path))
+
+
+def test_files_that_lack_a_weight_are_refused_by_its_name(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    lost = next(name for name in weights if "visual" in name and "merger" in name)
+    save_file(
+        {name: w for name, w in weights.items() if name != lost}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ValueError, match=f"{tmp_path} lack 1 weights, such as {inside(lost)}: get them again"):
+        load_policy(str(tmp_path))
+
+
+def test_a_conversation_opens_as_the_models_own_does(folder: Path, family: str, policy: Policy) -> None:
+    ((picture, messages),) = conversations(1)
+    own = (json.loads((folder / "tokenizer_config.json").read_text()))["chat_template"]
+    settings = {"tokenize": False, "add_generation_prompt": True}
+    written = policy.processor.apply_chat_template(messages, **settings)
+    assert written == policy.tokenizer.apply_chat_template(messages, chat_template=own, **settings)
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" if family == "qwen2_5_vl" else ""
+    assert written.startswith(f"{system}<|im_start|>user\n<|vision_start|>")
+    with policy.generating() as decoder:
+        (row,) = decoder.open([(picture, messages)], 1)
+        decoder.read(row, "a page")
+    assert policy.tokenizer.decode(row.ids).count("<|im_start|>system") == bool(system)
+
+
+THINKS = "{% if add_generation_prompt %}<think>\n{% endif %}"
+MAY_THINK = "{% if add_generation_prompt and enable_thinking is not false %}<think>\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("added", "end", "said"),
+    [
+        (THINKS, "<|im_end|>", "thinks before each turn: use an Instruct model"),
+        ("", "</s>", "has turns of another form than Qwen's"),
+        (MAY_THINK, "<|im_end|>", None),
+    ],
+)
+def test_a_model_that_must_think_or_has_other_turns_is_refused(
+    folder: Path, policy: Policy, added: str, end: str, said: str | None, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(settings | {"chat_template": settings["chat_template"].replace("<|im_end|>", end) + added})
+    )
+    if said:
+        with pytest.raises(ValueError, match=f"the chat format of {tmp_path} {said}"):
+            load_policy(str(tmp_path))
+    else:  # it is told not to
+        assert load_processor(str(tmp_path)).chat_template == policy.processor.chat_template
 
 
 def test_another_model_takes_the_settings_and_not_the_revision() -> None:
@@ -153,13 +242,13 @@ SIZES = [(384, 384), (4000, 120), (90, 2400), (3000, 2000), (31, 57), (20, 20), 
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_frame_is_that_of_the_processor(policy: Policy, size: tuple[int, int]) -> None:
-    picture = Image.new("RGB", size)
+def test_the_frame_is_that_of_the_processor_or_relative(policy: Policy, family: str, size: tuple[int, int]) -> None:
+    picture, patch = Image.new("RGB", size), {"qwen2_5_vl": 14, "qwen3_vl": 16}[family]
     batch = policy.processor(text=["<|vision_start|><|image_pad|><|vision_end|>"], images=[[picture]])
     _, rows, columns = batch["image_grid_thw"][0].tolist()
-    width, height = policy.frame(picture)
-    assert (width, height) == (14 * columns, 14 * rows) and width % 28 == height % 28 == 0
-    assert width * height <= QWEN.max_pixels
+    seen = (patch * columns, patch * rows)
+    assert policy.frame(picture) == (seen if family == "qwen2_5_vl" else (1000, 1000))
+    assert rows % 2 == columns % 2 == 0 and seen[0] * seen[1] <= QWEN.max_pixels
     pads = list(batch["input_ids"][0]).count(policy.model.config.image_token_id)
     assert pads == rows * columns // 4
 
@@ -169,7 +258,7 @@ def test_the_frame_is_that_of_the_processor(policy: Policy, size: tuple[int, int
 def test_boxes_in_qwens_frame_come_back_to_the_picture(
     policy: Policy, size: tuple[int, int], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The box that Qwen would write, in pixels of the resized picture, read back to within its frame's resolution."""
+    """The box that Qwen would write, in its own frame, read back to within that frame's resolution."""
     picture = Image.new("RGB", size)
     known = (size[0] // 4, size[1] // 3, size[0] * 3 // 4, size[1] * 4 // 5)
     scale = [side / frame for side, frame in zip(size * 2, policy.frame(picture) * 2)]
@@ -195,7 +284,7 @@ def test_a_crop_by_coordinates_is_in_qwens_frame(policy: Policy) -> None:
     turn = as_coordinates(policy, exact)("<reason>a</reason>\n<img_search> the flag</img_search>", task)
     env = SearchEnv(open_tools(QWEN, policy), QWEN.prompts, task)
     env.step(turn)
-    assert env.trajectory.turns[0].content != ",".join(map(str, task.box))  # 384 pixels are seen as 392
+    assert env.trajectory.turns[0].content != ",".join(map(str, task.box))  # 384 pixels are seen as 392, or are 1000
     assert all(abs(a - b) <= 1 for a, b in zip(env.trajectory.turns[0].box, task.box))
 
 
@@ -215,7 +304,7 @@ def test_greedy_decoding_is_plain_and_keeps_its_cache(policy: Policy, monkeypatc
     monkeypatch.setattr(policy.model.model.language_model, "forward", counted)
     ((picture, messages),) = conversations(1)
     text = policy.generate([(picture, messages)], 12)[0]
-    assert lengths[0] > 400 and set(lengths[1:]) == {1}
+    assert lengths[0] > 350 and set(lengths[1:]) == {1}
     rendered = policy.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = policy.processor(text=[rendered], images=[[picture]], return_tensors="pt")
     for _ in range(12):
@@ -227,6 +316,15 @@ def test_greedy_decoding_is_plain_and_keeps_its_cache(policy: Policy, monkeypatc
         ids["mm_token_type_ids"] = (ids["input_ids"] == policy.model.config.image_token_id).long()
     written = ids["input_ids"][0, lengths[0] + 1 :]  # all of the prompt but its last token is read first
     assert policy.tokenizer.decode(written, skip_special_tokens=True) == text
+
+
+def test_an_exam_is_sat_by_the_base_and_by_an_agent(preset: Preset, policy: Policy) -> None:
+    exam, size = Exam(tuple(QUESTIONS[:2])), replace(preset, new_tokens=8)
+    tools = open_tools(size, policy)
+    for played in (direct(policy, exam, size), rag(policy, exam, size, tools), agent(policy, exam, size, tools)):
+        rows = judge_rows("a", exam, played, [False] * 2)
+        assert [row["question"]["id"] for row in rows] == [question.id for question in exam.questions]
+        assert all(row["turns"] for row in rows)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -249,6 +347,50 @@ def test_lora_is_on_the_language_model_in_fp32_and_nothing_else_learns(preset: P
     layers = tuned.model.config.get_text_config().num_hidden_layers
     assert len(learning) == layers * 7 * 2
     assert not any(weight.requires_grad for name, weight in tuned.model.named_parameters() if "visual" in name)
+
+
+def test_a_trained_adapter_lists_the_layers_it_lies_on(preset: Preset, cold: tuple[Policy, Path]) -> None:
+    trained, folder = cold
+    listed = json.loads((folder / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    names = {name for name, _ in load(preset).model.named_modules()}
+    of_weights = {name.partition(".lora_")[0] for name in load_file(folder / "adapter" / "adapter_model.safetensors")}
+    assert listed == sorted({name.removeprefix("base_model.model.") for name in of_weights}) and {*listed} <= names
+    for again in (load(preset, folder / "adapter"), add_lora(load(preset), 8, 16)):  # by the list, by the pattern
+        learning = {name for name, weight in again.model.named_parameters() if weight.requires_grad}
+        assert learning == {name for name, weight in trained.model.named_parameters() if "lora_" in name}
+
+
+def test_an_update_computes_what_the_whole_model_does_from_pixels(preset: Preset, tmp_path: Path) -> None:
+    """Also what Qwen3-VL adds after its first layers, in rows of different lengths, with a gradient."""
+    policy = load(preset)
+    policy = add_lora(Policy(policy.model.float(), policy.processor, policy.name), 8, 16)
+    asked, written = conversations(3), ["<reason>a</reason>", "Kenya", "<answer> Nairobi</answer>"]
+    with policy.generating() as decoder:
+        rows = decoder.open(asked, 8)
+        for row, text in zip(rows, written):
+            row.add(ids := policy.tokenizer(text)["input_ids"], [0.0] * len(ids))
+    trainer = EpisodeTrainer(
+        policy,
+        lambda *_: [],
+        model=policy.model,
+        args=grpo_config(preset, tmp_path, 0, 0.001),
+        reward_funcs=[lambda **_: [0.0]],
+        train_dataset=as_rows([Task.of(QUESTIONS[0])]),
+        processing_class=policy.processor,
+    )
+    trainer._rows, width = rows, max(len(row.ids) for row in rows)
+    mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows])
+    ids = torch.tensor([[0] * (width - len(row.ids)) + [n, *row.ids[1:]] for n, row in enumerate(rows)])
+    kept = max(len(row.ids) - row.prompt for row in rows)
+    found, _, _ = trainer._get_per_token_logps_and_entropies(policy.model, ids, mask, kept)
+    assert found.requires_grad
+    for (picture, _), row, ours in zip(asked, rows, found):
+        pixels = policy.processor.image_processor(images=[picture], return_tensors="pt")
+        whole = torch.tensor([row.ids])
+        kinds = (whole == policy.processor.image_token_id).int()
+        theirs = policy.model(input_ids=whole, mm_token_type_ids=kinds, **pixels).logits[0, row.prompt - 1 : -1]
+        theirs = theirs.log_softmax(-1).gather(1, whole[0, row.prompt :, None])[:, 0]
+        torch.testing.assert_close(ours[: len(theirs)], theirs, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("config", [sft_config(QWEN, Path("x"), 0), grpo_config(QWEN, Path("x"), 0, 0.001)])
@@ -378,6 +520,7 @@ def test_grpo_on_searching_rollouts_teaches_every_lora_weight(
     assert "<information>" in outside and "Above, between <information> and </information>" in outside
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
 def test_equal_rewards_teach_nothing_and_break_nothing(
     preset: Preset, cold: tuple[Policy, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -392,6 +535,7 @@ def test_equal_rewards_teach_nothing_and_break_nothing(
 # --- the notebooks ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
 def test_the_five_notebooks_run_by_the_hubs_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Preset qwen_smoke is qwen3b with small counts; its policy is found in the hub's cache, at the pinned revision."""
     smoke = get_preset("qwen_smoke")

@@ -10,7 +10,7 @@ from stub_tools import TASK, environment, turn
 
 from mmsr.env import SearchEnv, Trajectory, TurnRecord
 from mmsr.protocol import UNABLE, Answer, ImageSearch, TextSearch
-from mmsr.reward import RewardWeights, Verdict, evidence, format_score, score, scores
+from mmsr.reward import RewardWeights, Verdict, evidence, format_score, score, scores, support
 from mmsr.task import Task
 from mmsr.world.questions import make_questions
 
@@ -122,3 +122,75 @@ def test_the_parts_are_kept() -> None:
 def test_an_answer_in_a_turn_that_did_not_count_is_none() -> None:
     trajectory = Trajectory("t", [TurnRecord("x", "none", "gold", error="broken")], answer="gold", end="broken")
     assert score(trajectory, TASK, PAPER) == 0 == format_score(Trajectory("t", trajectory.turns, end="broken"))
+
+
+# --- support ----------------------------------------------------------------------------------------------------------
+
+HITS = [
+    {"id": "ke/capital", "title": "Kenya: Capital", "score": 2.0, "url": "https://good.example/ke"},
+    {"id": "ke/a", "title": "Kenya: A very long title, which may be cut", "score": 1.0, "url": "https://bad.example/a"},
+]
+READ = "1. Kenya: Capital: name: Nairobi;\nelevation 1,795 m\n2. Kenya: A very long title: Nairobi-Mombasa; El Niño"
+
+
+def searched(observation: str = READ, **changes: object) -> dict:
+    """A search that found HITS, as a trajectory keeps it."""
+    kept = {"text": "", "action": "text_search", "error": "", "hits": HITS}
+    return kept | {"observation": f"<information>\n{observation}\n</information>\nNow answer."} | changes
+
+
+def stands(answer: str, *turns: dict, end: str = "answer") -> tuple[str, list[tuple[int, int, str]]]:
+    """An answer's label, and turn, rank and identifier of each page that holds it; bad.example is distrusted."""
+    last = {"text": "", "action": "answer", "error": "", "hits": []}
+    episode = {"turns": [*turns, last], "answer": answer, "end": end}
+    found = support(episode, lambda url: "bad.example" in url)
+    return found["label"], [(page["turn"], page["rank"], page["id"]) for page in found["pages"]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "label", "ranks"),
+    [
+        ("The Nairobi.", "supported", [1, 2]),
+        ("1795 m", "supported", [1]),  # the second line of the first page
+        ("el nino", "distrusted", [2]),
+        ("Kenya", "supported", [1, 2]),  # titles are read too
+        ("airobi", "unsupported", []),
+        ("2", "unsupported", []),  # the rank of a page is not its text
+        ("Now answer", "unsupported", []),
+        ("…", "unsupported", []),
+        (UNABLE, "", []),
+    ],
+)
+def test_an_answer_stands_on_the_pages_that_hold_its_words(answer: str, label: str, ranks: list[int]) -> None:
+    pages = [(1, rank, HITS[rank - 1]["id"]) for rank in ranks]
+    assert stands(answer, searched()) == (label, pages)
+
+
+def test_a_page_is_told_by_the_turn_that_found_it_first() -> None:
+    other = searched("1. Flag of Kenya", action="img_search", hits=[{"id": "ke", "title": "Flag of Kenya", "url": ""}])
+    assert stands("Kenya", other, searched(), searched()) == (
+        "supported",
+        [(1, 1, "ke"), (2, 1, "ke/capital"), (2, 2, "ke/a")],
+    )
+    assert support({"turns": [searched()], "answer": "Nairobi", "end": "answer"}, bool)["pages"][0] == {
+        "turn": 1,
+        "rank": 1,
+        "id": "ke/capital",
+        "title": "Kenya: Capital",
+        "url": "https://good.example/ke",
+        "distrusted": True,
+    }
+
+
+def test_a_models_summary_supports_by_its_turn_alone() -> None:
+    summary = searched("The capital is Nairobi, at 1,795 m.")
+    assert stands("Nairobi", summary) == ("supported", [(1, 0, "")])
+    assert stands("Nairobi", summary | {"hits": HITS[1:]}) == ("distrusted", [(1, 0, "")])
+
+
+def test_nothing_supports_an_answer_without_a_search_and_a_failed_search_finds_no_page() -> None:
+    assert stands("Nairobi") == ("", [])
+    assert stands("Nairobi", searched(error="refused")) == ("", [])
+    assert stands("Nairobi", searched(), end="broken") == ("", [])
+    failed = searched("The search failed: Nairobi is down", hits=[])
+    assert stands("Nairobi", failed) == ("unsupported", [])

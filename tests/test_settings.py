@@ -6,10 +6,38 @@ import re
 from typing import Annotated, Any, Literal
 
 import pytest
+import torch
 from pydantic import BaseModel, Field, field_validator
 from pydantic.dataclasses import dataclass
+from transformers import get_constant_schedule_with_warmup
 
-from mmsr.presets import read_settings
+from mmsr.presets import get_preset, presets, read_settings
+
+
+@pytest.mark.parametrize("name", ["qwen3b", "qwen7b", "qwen7b_paper"])
+def test_what_a_preset_lets_an_entry_of_a_lora_move(name: str) -> None:
+    """By about the rate a step, as Adam does; the sums that assets/presets.toml tells."""
+    size = get_preset(name)
+    optimiser = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=size.grpo_lr)
+    schedule = get_constant_schedule_with_warmup(optimiser, size.grpo_warmup)
+    moved = 0.0
+    for _ in range(size.grpo_steps):
+        moved += optimiser.param_groups[0]["lr"]
+        optimiser.step()
+        schedule.step()
+    of_a_matrix = size.lora_alpha / size.lora_r * size.lora_r**0.5 * moved / (3 * 2048) ** 0.5
+    if name == "qwen7b_paper":
+        assert moved == pytest.approx(177 * 2e-6) and 13 < moved / of_a_matrix < 14
+    else:
+        assert moved == pytest.approx(194.5e-5) and of_a_matrix == pytest.approx(2.0e-4, rel=0.02)
+
+
+def test_presets_that_are_like_another_leave_it_as_it_was() -> None:
+    names = ("new_tokens", "lora_r", "lora_alpha", "grpo_lr", "grpo_warmup", "completion_tokens", "checkpoint_steps")
+    tiny, paper, smoke = (presets()[name] for name in ("tiny", "qwen7b_paper", "qwen_smoke"))
+    assert [getattr(tiny, name) for name in names] == [72, 32, 64, 2e-4, 2, 512, 5]
+    assert [getattr(paper, name) for name in names] == [512, 8, 16, 2e-6, 45, 8192, 10]
+    assert smoke.grpo_lr == presets()["qwen3b"].grpo_lr and smoke.completion_tokens == 2048
 
 
 class Model(BaseModel, frozen=True, extra="forbid"):

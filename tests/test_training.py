@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import math
 import re
 import shutil
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import trl
 from damage import DAMAGES, cut_at_a_line, damage
+from PIL import Image
 from safetensors.torch import load_file
 from stub_tools import Engine
 from transformers import TrainerState
 
 from mmsr import grpo
 from mmsr.ablation import oracle
-from mmsr.data import Example, to_messages
+from mmsr.data import Example, load_examples, save_examples, to_messages
 from mmsr.decode import Row
-from mmsr.env import SearchEnv
+from mmsr.env import STRANDED, SearchEnv
 from mmsr.files import FileDamaged
-from mmsr.grpo import first_and_last, train_grpo
+from mmsr.grpo import STEPS, Outage, first_and_last, train_grpo
 from mmsr.lab import open_tools
 from mmsr.live.limits import BudgetSpent
 from mmsr.policy import Policy, load_policy
 from mmsr.presets import get_preset
 from mmsr.reward import RewardWeights
-from mmsr.sft import learned_tokens, train_sft
+from mmsr.sft import as_rows, learned_tokens, train_sft
 from mmsr.task import Task
 from mmsr.teacher import Teacher
+from mmsr.tools.base import FatalToolError, ToolError
+from mmsr.tools.picture import read_picture
 from mmsr.training import StepCSV, last_checkpoint
 from mmsr.with_trl import EpisodeTrainer
 from mmsr.world.questions import make_questions
@@ -207,6 +214,70 @@ def test_the_saved_adapter_is_the_trained_policy(reinforced: Trained) -> None:
     assert loaded.generate(asked, 16) == reinforced.policy.generate(asked, 16)
 
 
+# --- who watches ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tracker(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A package trackio that keeps what it is told."""
+    kept = SimpleNamespace(begun=[], logged=[], ended=0)
+    module = ModuleType("trackio")
+    module.__spec__, module.__version__, module.config = ModuleSpec("trackio", None), "0.30", {}
+    nowhere = SimpleNamespace(get=lambda: None)
+    module.context_vars = SimpleNamespace(current_space_id=nowhere, current_run=nowhere)
+    module.config = type("Config", (dict,), {"update": lambda self, values, **_: None})()
+    module.init = lambda **given: kept.begun.append(given)
+    module.log = lambda values, step=None: kept.logged.append(values)
+    module.finish = lambda: setattr(kept, "ended", kept.ended + 1)
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    monkeypatch.setattr("trl.extras.profiling.trackio", module, raising=False)  # which looked for it when it was loaded
+    return kept
+
+
+def test_a_tracker_is_told_the_columns_of_the_table_and_an_episode_now_and_then(
+    cold: Trained, examples: list[Example], tracker: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmsr.with_trl.SHOWN", 2)  # at the first step, the third, the fifth
+    watched = replace(PRESET, report_to="trackio", grpo_steps=3, grpo_questions=1, generations=2)
+    watched.check_tracker()
+    pictures = [e.question.scene().picture for e in examples]
+    train_sft(load_policy("tiny"), examples, pictures, watched, tmp_path / "run" / "sft", seed=5)
+    policy = load_policy("tiny", adapter=cold.folder / "adapter")
+    tasks = [Task.of(q) for q in QUESTIONS]
+    train_grpo(policy, tasks, open_tools(PRESET, policy), watched, tmp_path / "run" / "grpo", seed=5)
+    assert [given["name"] for given in tracker.begun] == ["run-sft", "run-grpo"] and tracker.ended == 2
+    for stage in ("sft", "grpo"):
+        table = rows(tmp_path / "run" / stage / f"{stage}.csv")
+        told = {name for row in tracker.logged for name in row}
+        assert {f"train/{name}" for name in table[0]} - {"train/step", "train/seconds"} <= told
+        assert not any("episode" in name for name in table[0])
+    shown = [row for row in tracker.logged if "train/episode" in row]
+    assert [row["train/global_step"] for row in shown] == [1, 3]
+    assert all(row["train/episode"].startswith("```") and len(row["train/episode"]) > 20 for row in shown)
+
+
+def test_decoded_pictures_never_pile_up(cold: Trained, examples: list[Example], tmp_path: Path) -> None:
+    """Of what is read for three epochs, one picture at a time is alive."""
+    save_examples(examples, tmp_path, {})
+    read, most = [], 0
+
+    def watched(data: bytes) -> Image.Image:
+        nonlocal most
+        picture = read_picture(data)
+        read.append(weakref.ref(picture))
+        most = max(most, sum(one() is not None for one in read))
+        return picture
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("data", "tools.picture"):
+            patch.setattr(f"mmsr.{module}.read_picture", watched)
+        loaded, pictures = load_examples(tmp_path)
+        table = as_rows(loaded, pictures, epochs=3, aliases=0.0, seed=0)
+        seen = [row["images"][0].tobytes() for row in table]
+    assert len(seen) == 3 * len(examples) and {*seen} == {e.question.draw().tobytes() for e in examples}
+    assert most <= 2
+
+
 # --- what bears loss ------------------------------------------------------------------------------------------------
 
 
@@ -347,6 +418,86 @@ def test_a_spent_budget_ends_grpo(cold: Trained, tmp_path: Path, monkeypatch: py
     spent = replace(open_tools(PRESET, policy), text=Engine(error=BudgetSpent("The budget is spent.")))
     with pytest.raises(BudgetSpent, match="The budget is spent"):
         train_grpo(policy, [Task.of(q) for q in QUESTIONS], spent, PRESET, tmp_path, seed=5)
+
+
+@dataclass
+class Searching:
+    """A policy whose every turn is a text search, by an engine that answers or fails, and what its losses are of."""
+
+    cold: Trained
+    text: Engine
+    seen: list[dict[str, torch.Tensor]]
+
+    def train(self, folder: Path, steps: int) -> None:
+        policy = load_policy("tiny", adapter=self.cold.folder / "adapter")
+        preset = replace(PRESET, grpo_steps=steps, grpo_questions=1, completion_tokens=300)
+        tools = replace(open_tools(PRESET, policy), text=self.text)
+        train_grpo(policy, [Task.of(q) for q in QUESTIONS], tools, preset, folder, seed=5)
+
+
+@pytest.fixture
+def searching(cold: Trained, monkeypatch: pytest.MonkeyPatch) -> Searching:
+    seen: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(SearchEnv, "_play", lambda env, text: env._search_text(text, "Kenya"))
+    monkeypatch.setattr(grpo, "EpisodeTrainer", spy(EpisodeTrainer, seen))
+    monkeypatch.setattr(grpo, "reward_functions", lambda *given: ([in_order], [1.0]))
+    return Searching(cold, Engine("a"), seen)
+
+
+def in_order(trajectory: list, **_: Any) -> list[float]:
+    """Rewards that differ within every group."""
+    return [0.1 * place for place in range(len(trajectory))]
+
+
+def runs_of(own: torch.Tensor) -> int:
+    """How many turns of a row bear loss."""
+    return int((own[1:] > own[:-1]).sum() + own[0])
+
+
+@pytest.mark.parametrize("error", [None, ToolError("The engine is down.")], ids=["answers", "fails"])
+def test_an_episode_that_its_tools_left_is_learned_from_up_to_there_and_not_blamed(
+    error: ToolError | None, searching: Searching, tmp_path: Path
+) -> None:
+    searching.text.error = error
+    searching.train(tmp_path, steps=1)
+    [step] = searching.seen
+    turns = [runs_of(own * alive) for own, alive in zip(step["tool_mask"], step["completion_mask"])]
+    assert max(turns) == STRANDED if error else max(turns) > STRANDED
+    assert step["advantages"].max() > 0 and (step["advantages"].min() < 0) == (error is None)
+
+
+def test_a_training_whose_searches_fail_ends_with_what_to_do_and_goes_on(
+    searching: Searching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpo, "STEPS", 2)
+    searching.text.error = ToolError("The engine is down.")
+    said = r"(\d+) of \1 searches of the last 2 steps failed \(the last said: The engine is down\): mend that, and the "
+    with pytest.raises(FatalToolError, match=said + r"same command goes on from the last checkpoint\.$"):
+        searching.train(tmp_path, steps=3)
+    assert len(searching.seen) == 2 and (tmp_path / "checkpoints" / "checkpoint-1").is_dir()
+    searching.text.error = None
+    searching.train(tmp_path, steps=3)
+    assert [row["step"] for row in rows(tmp_path / "grpo.csv")] == ["1", "2", "3"]
+
+
+def counted(outage: Outage, steps: int) -> None:
+    for _ in range(steps):
+        outage.on_step_end(None, None, None)
+
+
+@pytest.mark.parametrize(("vain", "ended"), [(0, False), (1, False), (2, True)])
+def test_a_training_ends_where_fewer_than_95_of_100_verdicts_are_had(vain: int, ended: bool) -> None:
+    counts = dict.fromkeys(("correct", "incorrect", "not_attempted", "unreadable", "failed", "exact"), 0)
+    outage = Outage(SimpleNamespace(counts=lambda: dict(counts)))
+    counted(outage, STEPS - 1)
+    counts |= {"correct": 20 - vain, "failed": vain, "exact": 7}
+    told = "2 of 20 verdicts of the last 5 steps failed of the judge: mend that"
+    with pytest.raises(FatalToolError, match=told) if ended else contextlib.nullcontext():
+        counted(outage, 1)
+    if not ended:  # what was long ago counts no more
+        counts["failed"] += 1
+        counts["correct"] += 19
+        counted(outage, STEPS)
 
 
 def test_nothing_to_learn_from_is_said(tmp_path: Path) -> None:

@@ -31,8 +31,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from mmsr.env import MAX_TURNS, SearchEnv, Tools, Trajectory, TurnRecord, first_messages
 from mmsr.files import Journal, fill, read_json, read_rows, sha256, total_usage, undamaged, write_json, write_rows
 from mmsr.policy import Policy
@@ -43,7 +41,7 @@ from mmsr.rollout import answer_directly
 from mmsr.task import Asked, FileQuestion, Task
 from mmsr.teacher import FunnelError, Player, recall
 from mmsr.tools.base import ToolError
-from mmsr.tools.picture import read_picture
+from mmsr.tools.picture import PictureFiles, read_picture
 from mmsr.world.questions import Question
 
 WAVE = 512  # questions that are played before the next are prepared
@@ -385,16 +383,16 @@ def _save_picture(question: Asked, folder: Path) -> str:
     return name
 
 
-def load_examples(folder: Path) -> tuple[list[Example], list[Image.Image]]:
+def load_examples(folder: Path) -> tuple[list[Example], PictureFiles]:
     """Examples and their pictures. Raises FileNotFoundError or FileDamaged, saying what to run, for data not whole."""
     if not (folder / "card.json").exists():
         raise FileNotFoundError(f"{folder} holds no finished data set: run notebook 01 first.")
-    examples, pictures, remedy = [], [], "run notebook 01 again"
+    examples, paths, remedy = [], [], "run notebook 01 again"
     known = read_json(folder / "card.json", dict, remedy).get("data_sha256", "")
     for row in read_rows(folder / "data.jsonl", remedy, known):
         kind = Question if "scene_seed" in row["question"] else FileQuestion
-        question = kind.from_dict(row["question"])
-        examples.append(Example(question, row["label"], row["messages"], row["trajectory"]))
-        with undamaged(folder / "pictures" / row["picture"], remedy):
-            pictures.append(read_picture((folder / "pictures" / row["picture"]).read_bytes()))
-    return examples, pictures
+        examples.append(Example(kind.from_dict(row["question"]), row["label"], row["messages"], row["trajectory"]))
+        paths.append(folder / "pictures" / row["picture"])
+        with undamaged(paths[-1], remedy):
+            read_picture(paths[-1].read_bytes())
+    return examples, PictureFiles(paths)

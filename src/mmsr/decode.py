@@ -32,8 +32,9 @@ class Row:
     """A conversation in tokens: `ids` [T], `written` [T] by the policy or read, `logps` [T] of what it wrote, else 0.
 
     The first `prompt` tokens are the question's, with positions [3, prompt] in time, height and width; a later token
-    stands at its index plus `shift`. `features` [P, hidden] are the picture's. `cache` [layers, 2, heads, C, size] has
-    keys and values of the first C tokens.
+    stands at its index plus `shift`. `features` [P, hidden] are the picture's; Qwen3-VL's are wider, for what is added
+    after each of its first layers (DeepStack, arXiv 2406.04334) stands beside them. `cache` [layers, 2, heads, C, size]
+    has keys and values of the first C tokens.
     """
 
     ids: list[int]
@@ -138,7 +139,7 @@ class Batch:
 
 
 class Decoder:
-    """Reads and writes with a Qwen2.5-VL, with LoRA or without, whose weights stay as they are meanwhile."""
+    """Reads and writes with a model, with LoRA or without, whose weights stay as they are meanwhile."""
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor, self.tokenizer = model, processor, processor.tokenizer
@@ -173,8 +174,9 @@ class Decoder:
             chosen = [pictures[key] for key in keys]
             inputs = self.processor.image_processor(images=chosen, return_tensors="pt").to(self.network.device)
             grids = inputs["image_grid_thw"]
-            found = self.network.model.get_image_features(inputs["pixel_values"], grids).pooler_output
-            self._pictures |= {key: (part, grid[None]) for key, part, grid in zip(keys, found, grids)}
+            found = self.network.model.get_image_features(inputs["pixel_values"], grids)
+            parts = zip(found.pooler_output, *getattr(found, "deepstack_features", ()))  # of each picture
+            self._pictures |= {key: (torch.cat(part, -1), grid[None]) for key, part, grid in zip(keys, parts, grids)}
         found = {key: self._pictures[key] for key in pictures}
         for key in list(self._pictures)[:-PICTURES]:
             del self._pictures[key]
@@ -193,7 +195,7 @@ class Decoder:
     def _prefill(self, rows: Sequence[Row]) -> None:
         ids, mask, positions = spread(rows, [(0, row.prompt - 1) for row in rows])
         cache, embeds = DynamicCache(), self.embed(ids, rows)
-        self._states(embeds, mask, positions, cache)
+        self._states(embeds, mask, positions, cache, self.added(ids, rows))
         store = torch.stack([torch.stack([layer.keys, layer.values]) for layer in cache.layers])
         for place, row in enumerate(rows):
             row.cache = store[:, :, place, :, : row.prompt - 1].clone()
@@ -240,7 +242,7 @@ class Decoder:
         working = list(range(len(rows)))  # which row is at each place of the batch
         left = list(limits)
         while True:
-            states = self._states(self.embed(ids), batch.extend(mask.to(batch.mask.device)), positions, cache)
+            states = self._states(self.embed(ids), batch.extend(mask.to(batch.mask.device)), positions, cache, {})
             states = states[torch.arange(len(working)), last.to(states.device)]
             draw = [draws[row][limits[row] - left[row]] if left[row] else 0.0 for row in working] if draws else None
             tokens, logps = self._choose(states, temperature, draw)
@@ -268,11 +270,23 @@ class Decoder:
         embeds = self.network.get_input_embeddings()(ids)
         if not rows:
             return embeds
-        prompts = torch.tensor([row.prompt for row in rows])[:, None] > torch.arange(ids.shape[1])
-        place = (ids == self.processor.image_token_id) & prompts.to(ids.device)
-        return embeds.masked_scatter(place[:, :, None], torch.cat([row.features for row in rows]).to(embeds.dtype))
+        found = torch.cat([row.features[:, : embeds.shape[-1]] for row in rows]).to(embeds.dtype)
+        return embeds.masked_scatter(self._pictured(ids, rows)[:, :, None], found)
 
-    def _states(self, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+    def added(self, ids: torch.Tensor, rows: Sequence[Row]) -> dict[str, Any]:
+        """What Qwen3-VL's language model is to add at pictures' tokens after its first layers; nothing for others."""
+        hidden = self.network.get_input_embeddings().embedding_dim
+        _, *layers = torch.cat([row.features for row in rows]).split(hidden, -1)
+        return {"visual_pos_masks": self._pictured(ids, rows), "deepstack_visual_embeds": layers} if layers else {}
+
+    def _pictured(self, ids: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+        """Where [B, W] tokens of rows, from their first on, are those of their prompts' pictures."""
+        prompts = torch.tensor([row.prompt for row in rows])[:, None] > torch.arange(ids.shape[1])
+        return ((ids == self.processor.image_token_id) & prompts.to(ids.device)).to(self.network.device)
+
+    def _states(
+        self, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, added: dict[str, Any]
+    ) -> torch.Tensor:
         """Last hidden states [B, W, hidden]; keys and values go into the cache."""
         device = embeds.device
         return self.network.model.language_model(
@@ -281,6 +295,7 @@ class Decoder:
             position_ids=positions.to(device),
             past_key_values=cache,
             use_cache=True,
+            **added,
         ).last_hidden_state
 
     def _choose(

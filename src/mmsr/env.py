@@ -5,7 +5,8 @@
     env.trajectory            # turns, boxes, pages, scores, time
 
 At most one image search and ten tool calls. A turn that breaks the protocol is told so and the episode goes on, but it
-is counted, and the reward's format part sees it.
+is counted, and the reward's format part sees it. A turn whose tool failed counts as valid, and its image search may be
+tried again.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ from mmsr.tools.base import (
 from mmsr.tools.ground import clamp
 
 MAX_TURNS = 10  # searches of an episode; an example of the teacher has fewer turns
+SEARCHES = ("text_search", "img_search")
+STRANDED = 3  # failures in a row: where one call in twenty fails, chance makes these once in 8,000, so tools are down
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class TurnRecord:
     observation: str = ""
     replay_keys: list[str] = field(default_factory=list)  # of outside calls, to find them in the replay store
     seconds: float = 0.0
+    failed: str = ""  # what a tool said that gave no answer
 
 
 @dataclass
@@ -97,8 +101,18 @@ class Trajectory:
 
     def searches(self, kind: str = "") -> int:
         """Searches that were carried out: of "text_search", "img_search", or all."""
-        kinds = (kind,) if kind else ("text_search", "img_search")
-        return sum(turn.action in kinds and not turn.error for turn in self.turns)
+        return sum(turn.action in ((kind,) if kind else SEARCHES) for turn in self.turns if not turn.error)
+
+    @property
+    def stranded(self) -> int:
+        """After how many turns STRANDED searches in a row had failed; 0 where they never had."""
+        failures = 0
+        for number, turn in enumerate(self.turns, 1):
+            if turn.action in SEARCHES and not turn.error:
+                failures = failures + 1 if turn.failed else 0
+            if failures == STRANDED:
+                return number
+        return 0
 
     @property
     def valid_turns(self) -> int:
@@ -165,7 +179,8 @@ class SearchEnv:
         done = self.trajectory
         if done.searches() >= self._rules.tool_calls:
             return f"all {self._rules.tool_calls} searches are used up, so answer now"
-        if kind == "img_search" and done.searches(kind) >= self._rules.image_searches:
+        answered = done.searches(kind) - sum(turn.action == kind and bool(turn.failed) for turn in done.turns)
+        if kind == "img_search" and answered >= self._rules.image_searches:
             return "the picture was already searched"
         return ""
 
@@ -211,7 +226,7 @@ def look_up(record: TurnRecord, engine, query, summariser: Summariser, question:
         except FatalToolError:
             raise
         except ToolError as error:
-            hits, summary = [], f"The search failed: {error}"
+            hits, summary, record.failed = [], f"The search failed: {error}", str(error)
     record.hits = [{"id": h.id, "title": h.title, "score": h.score, "url": h.url} for h in hits]
     return sanitise(summary)
 

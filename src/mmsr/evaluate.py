@@ -34,7 +34,7 @@ from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.protocol import conversation, render_observation
 from mmsr.results import TOLERATED
-from mmsr.reward import Judge, RewardWeights, evidence, score, verdicts
+from mmsr.reward import SUPPORT, Judge, RewardWeights, evidence, score, support, verdicts
 from mmsr.rollout import Rewrite, Sampling, answer_directly, play
 from mmsr.stats import Interval, cluster_mean, cluster_ratio, harmonic_interval, mcnemar, paired_difference
 from mmsr.task import Asked, Task
@@ -148,13 +148,14 @@ def judge_rows(
     trajectories: Sequence[Trajectory],
     search_free: Sequence[bool],
     judge: Judge | None = None,
+    distrusts: Callable[[str], bool] = lambda url: False,
 ) -> list[dict]:
-    """One row per question: what was answered, whether it was right, what it cost, what was found.
+    """One row per question: what was answered, whether it was right, on which pages, what it cost, what was found.
 
     "correct" is the judge's word where there is one, with its label in "verdict" (None where it could not be read, and
     exact match decides), its words in "why" and "exact" beside it; else it is exact match. Where nothing gold can be
-    found, as in a public benchmark, "evidence", "useful_searches" and recall are None. Prints how many verdicts are
-    missing where they are many.
+    found, as in a public benchmark, "evidence", "useful_searches" and recall are None. "support" is `reward.support` of
+    the answer. Prints how many verdicts are missing where they are many.
     """
     tasks = [Task.of(question, pictured=False) for question in exam.questions]
     found = verdicts(judge, [(task, trajectory.answer) for task, trajectory in zip(tasks, trajectories)])
@@ -181,6 +182,7 @@ def judge_rows(
                 "valid_turns": trajectory.valid_turns,
                 **_retrieval(trajectory, task, known=exam.gold),
                 **({"verdict": verdict.label, "why": verdict.why, "exact": verdict.exact} if judge else {}),
+                "support": support(trajectory.as_dict(), distrusts),
                 "trajectory": trajectory.as_dict(),
             }
         )
@@ -258,7 +260,9 @@ def seen_on(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:
 def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
     """Metrics of one workflow, named without it: accuracy (by type, taxonomy and half too), searches, evidence, habits.
 
-    With a judge, exact match and the share of its replies that could not be read stand beside its accuracy.
+    "supported", "unsupported" and "distrusted" are shares of all questions (`reward.support`); the rest were answered
+    without a search, or not at all. With a judge, exact match and the share of its replies that could not be read stand
+    beside its accuracy.
     """
     country = [row["question"]["entity"] for row in rows]
     halves = {half: [r for r in rows if r["question"]["half"] == half] for half in HALVES}
@@ -278,6 +282,7 @@ def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
         "needless_search_rate": ratio(lambda r: float(r["needless"]), lambda r: float(r["search_free"])),
         "valid_turn_rate": ratio(lambda r: float(r["valid_turns"]), lambda r: float(r["turns"])),
     }
+    found |= {label: mean(lambda row, label=label: row["support"]["label"] == label) for label in SUPPORT}
     if all(row["evidence"] is not None for row in rows):
         found["evidence_coverage"] = mean("evidence")
         found["search_precision"] = ratio(lambda r: float(r["useful_searches"]), lambda r: float(r["searches"]))

@@ -10,13 +10,16 @@ for notebook 3: `loss` and its surroundings are held to the trainer's by a test.
 from __future__ import annotations
 
 import statistics
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
+from transformers import TrainerCallback
 from trl import GRPOConfig
 
 from mmsr.decode import Row, spread
@@ -24,14 +27,17 @@ from mmsr.env import Tools, Trajectory
 from mmsr.files import read_table
 from mmsr.policy import Policy
 from mmsr.presets import Preset
+from mmsr.results import TOLERATED
 from mmsr.reward import Judge, RewardWeights, scores
 from mmsr.rollout import Episode, Sampling, roll
 from mmsr.stats import Interval
 from mmsr.task import Task
+from mmsr.tools.base import FatalToolError
 from mmsr.training import StepCSV, quiet_trainers, train, training_arguments
-from mmsr.with_trl import EpisodeTrainer
+from mmsr.with_trl import EpisodeTrainer, adding
 
 CLIP = 0.2  # of a token's probability over what it was when it was drawn
+STEPS = 5  # over which calls are counted: some hundred, of which one burst of failures is not yet a share to stop at
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
@@ -90,6 +96,36 @@ def reward_functions(
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
+class Outage(TrainerCallback):
+    """Ends a training in trouble: FatalToolError where over TOLERATED of STEPS steps' searches or verdicts failed."""
+
+    def __init__(self, judge: Judge | None):
+        self.judge, self.searched, self.said = judge, Counter[str](), ""
+        self.steps = deque([self._so_far()], maxlen=STEPS + 1)
+
+    def hear(self, episodes: Sequence[Episode]) -> None:
+        """Count the searches of episodes that were played."""
+        vain = [turn.failed for episode in episodes for turn in episode.trajectory.turns if turn.failed]
+        searches = sum(episode.trajectory.searches() for episode in episodes)
+        self.searched.update({"searches": searches, "searches in vain": len(vain)})
+        self.said = vain[-1] if vain else self.said
+
+    def _so_far(self) -> Counter[str]:
+        judged = Counter(self.judge.counts() if self.judge else {})
+        verdicts, vain = judged.total() - judged["exact"], judged["unreadable"] + judged["failed"]
+        return self.searched + Counter({"verdicts": verdicts, "verdicts in vain": vain})
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append(self._so_far())
+        if len(self.steps) <= STEPS:
+            return
+        asked = sum(gather_object([self.steps[-1] - self.steps[0]]), Counter())
+        for kind, last in (("searches", f" (the last said: {self.said.rstrip('.')})"), ("verdicts", " of the judge")):
+            if asked[f"{kind} in vain"] > TOLERATED * asked[kind]:
+                told = f"{asked[f'{kind} in vain']} of {asked[kind]} {kind} of the last {STEPS} steps failed{last}"
+                raise FatalToolError(f"{told}: mend that, and the same command goes on from the last checkpoint.")
+
+
 def train_grpo(
     policy: Policy,
     tasks: Sequence[Task],
@@ -103,13 +139,16 @@ def train_grpo(
 ) -> Policy:
     """Train a policy that carries the SFT adapter, going on from the last checkpoint if there is one.
 
-    The adapter lands in `folder/adapter`, one row per step in `folder/grpo.csv`.
+    The adapter lands in `folder/adapter`, one row per step in `folder/grpo.csv`. Raises FatalToolError, as `Outage`.
     """
     quiet_trainers()
     by_id, sampling = {task.id: task for task in tasks}, Sampling.of(preset, preset.temperature)
+    outage = Outage(judge)
 
     def play(names: Sequence[str], keys: Sequence[str]) -> list[Episode]:
-        return roll(policy, [by_id[name] for name in names], tools, preset.prompts, sampling, keys)
+        episodes = roll(policy, [by_id[name] for name in names], tools, preset.prompts, sampling, keys)
+        outage.hear(episodes)
+        return episodes
 
     functions, shares = reward_functions(by_id, weights or RewardWeights(), judge)
     config = grpo_config(preset, folder, seed, kl)
@@ -122,7 +161,7 @@ def train_grpo(
         reward_funcs=functions,
         train_dataset=as_rows(tasks),
         processing_class=policy.processor,
-        callbacks=[StepCSV(folder / "grpo.csv")],
+        callbacks=[StepCSV(folder / "grpo.csv"), outage],
     )
     return train(trainer, policy, folder)
 
@@ -198,10 +237,11 @@ def loss(
 
 def log_probabilities(policy: Policy, row: Row) -> torch.Tensor:
     """Log-probabilities [T] of the tokens that a policy wrote, at temperature 1, with their gradients to LoRA."""
-    ids, _, positions = spread([row], [(0, len(row.ids))])
+    decoder, (ids, _, positions) = policy.decoder, spread([row], [(0, len(row.ids))])
     with torch.no_grad():
-        embeds = policy.decoder.embed(ids, [row])
-    logits = policy.model(inputs_embeds=embeds, position_ids=positions.to(policy.device), use_cache=False).logits
+        embeds, added = decoder.embed(ids, [row]), decoder.added(ids, [row])
+    with adding(decoder.network.model, added):
+        logits = policy.model(inputs_embeds=embeds, position_ids=positions.to(policy.device), use_cache=False).logits
     every = logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None].to(policy.device))
     return every[torch.tensor(row.written[1:]), 0]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from accelerate.utils import gather_object
 from mmsr.data import Built, build, load_examples
 from mmsr.env import Tools
 from mmsr.evaluate import Exam, agent, judge_rows
+from mmsr.files import SEAL, read_rows, sha256
 from mmsr.grpo import train_grpo
 from mmsr.policy import Policy, load_policy
 from mmsr.presets import Preset
@@ -35,12 +36,10 @@ from mmsr.task import Asked, Task
 from mmsr.teacher import Player, scripted
 from mmsr.tools.base import Grounder
 from mmsr.tools.ground import BaseGrounder
-from mmsr.tools.image import LocalImageSearch
 from mmsr.tools.summary import ExtractiveSummariser
-from mmsr.tools.text import LocalTextSearch
 from mmsr.training import processes
+from mmsr.world.own import open_world
 from mmsr.world.questions import make_questions
-from mmsr.world.snapshot import load_world
 
 if TYPE_CHECKING:
     from mmsr.live.outside import Connection
@@ -52,6 +51,7 @@ SOURCES = ("search", "picture_search", "read_pages", "grounder", "summary")  # w
 class Lab:
     """An experiment in a run's folder. `adapters` is another run's folder, for adapters that this one has not trained.
 
+    `train_benchmark`, with its files in `train_dir`, is whose training split GRPO and validation ask; else our world.
     Raises ValueError for settings that cannot be, and FatalToolError for a missing key or an unusable record.
     """
 
@@ -63,11 +63,19 @@ class Lab:
         sizes: Mapping[str, Any] | None = None,
         outside: Mapping[str, Any] | None = None,
         adapters: str | Path = "",
+        train_benchmark: str = "",
+        train_dir: str | Path = "",
     ):
         from mmsr.live.outside import connect, settings
 
         self.folder, self.seed, self.adapters = Path(run_dir), seed, str(adapters)
+        self.train_benchmark, self.train_dir = train_benchmark, train_dir
+        if train_benchmark:
+            from mmsr.benchmarks.registry import check_training
+
+            check_training(train_benchmark, train_dir)
         self.size, self.outside = settings(preset, sizes, outside)
+        self.size.check_tracker()
         if self.adapters and not any((Path(self.adapters) / stage / "adapter").is_dir() for stage in STAGES):
             raise ValueError(
                 f"adapters={self.adapters} holds neither sft/adapter nor grpo/adapter: give a trained run."
@@ -111,7 +119,7 @@ class Lab:
             return scripted(tools)
         from mmsr.live.roles import LLMTeacher, label_field
 
-        player, fields = (self.connection.chat(self.outside.teacher, role) for role in ("teacher", "fields"))
+        player, fields = (self.connection.chat(role) for role in ("teacher", "fields"))
         teacher = LLMTeacher(player, self.seed).player(self.outside.teacher_workers)
         return replace(teacher, field_of=functools.partial(label_field, fields))
 
@@ -119,9 +127,7 @@ class Lab:
         """Questions to build data from: our world's train split, or a benchmark's, from its files."""
         if not benchmark:
             return make_questions("train", self.size.data_questions, self.seed)
-        from mmsr.benchmarks.registry import training_questions
-
-        return training_questions(benchmark, data_dir, self.size.data_questions, self.seed)
+        return training_split(benchmark, data_dir, self.size.data_questions, self.seed)
 
     def build(self, questions: Sequence[Asked], player: Player, tools: Tools, policy: Policy) -> Built:
         """The funnel, in the run's folder `funnel`."""
@@ -133,17 +139,34 @@ class Lab:
         """The cold start on the data of notebook 1, and what was saved of it, loaded again."""
         examples, pictures = load_examples(self.folder / "data")
         policy = self.policy()
-        self.tools(policy)  # what cannot be had is told now, not after the training
+        _ = self.tools(policy), self.validation  # what cannot be had is told now, not after the training
         train_sft(policy, examples, pictures, self.size, self.folder / "sft", self.seed)
         del policy  # its weights may be scattered over the processes now
         gc.collect()
         return self.policy("sft")
 
     @functools.cached_property
+    def validation(self) -> Sequence[Asked]:
+        """A few questions about validation countries, or about pictures of a benchmark that the cold start has not."""
+        return self._drawn("val", max(10, self.size.eval_questions // 6), self.seed)
+
+    @functools.cached_property
     def grpo_tasks(self) -> list[Task]:
-        """The questions of GRPO, none of them seen in the cold start."""
-        n = self.size.grpo_questions * self.size.grpo_steps
-        return [Task.of(question) for question in make_questions("train", n, self.seed + 1000)]
+        """The questions of GRPO, none of them seen in the cold start or in validation."""
+        step, validated = self.size.grpo_questions, {question.entity for question in self.validation}
+        questions = self._drawn("train", step * self.size.grpo_steps, self.seed + 1000, validated)
+        if len(questions) < step:
+            raise ValueError(f"A step of GRPO asks {step} questions, but {len(questions)} are left to ask: give more.")
+        return [Task.of(question) for question in questions]
+
+    def _drawn(self, split: str, number: int, seed: int, used: Collection[str] = ()) -> Sequence[Asked]:
+        """Questions of a split of our world; of a benchmark, about nothing `used` or in the data of the cold start."""
+        if not self.train_benchmark:
+            return make_questions(split, number, seed)
+        runs = [Path(run) for run in (self.folder, self.adapters) if run and Path(run, "sft", "adapter").is_dir()]
+        data = (runs or [self.folder])[0] / "data" / "data.jsonl"  # of the run whose cold start it is, or will be
+        learned = {row["question"]["entity"] for row in read_rows(data, "run notebook 01 first")}
+        return training_split(self.train_benchmark, self.train_dir, number, seed, learned.union(used))
 
     def grpo(self, policy: Policy, weights: RewardWeights, kl: float) -> Policy:
         """GRPO on a policy that carries the cold start's adapter."""
@@ -151,11 +174,10 @@ class Lab:
         return train_grpo(policy, self.grpo_tasks, tools, self.size, folder, self.seed, weights, kl, self.judge)
 
     def validate(self, name: str, policy: Policy) -> list[dict]:
-        """The rows of a policy on a few questions about validation countries, divided among the processes."""
-        questions = make_questions("val", max(10, self.size.eval_questions // 6), self.seed)
+        """The rows of a policy on the validation questions, divided among the processes."""
         tools = self.tools(policy)
-        with processes().split_between_processes(questions) as mine:
-            exam = Exam(tuple(mine))
+        with processes().split_between_processes(self.validation) as mine:
+            exam = Exam(tuple(mine), self.size.rollout_rows, gold=not self.train_benchmark)
             played = agent(policy, exam, self.size, tools)
             rows = judge_rows(name, exam, played, [question.type == "visual" for question in mine], self.judge)
         return gather_object(rows)
@@ -171,6 +193,16 @@ class Lab:
         return open_benchmark(benchmark, data_dir, sample, self.seed, self.size.rollout_rows)
 
 
+def training_split(
+    benchmark: str, folder: str | Path, number: int, seed: int, used: Collection[str] = ()
+) -> Sequence[Asked]:
+    """As `benchmarks.registry.training_questions`; one process unpacks the pictures."""
+    from mmsr.benchmarks.registry import training_questions
+
+    with processes().main_process_first():
+        return training_questions(benchmark, folder, number, seed, used)
+
+
 # --- tools ------------------------------------------------------------------------------------------------------------
 
 
@@ -184,17 +216,19 @@ def open_tools(size: Preset, policy: Policy, connection: Connection | None = Non
         shown = [Shortened(summary, policy.count_tokens, size.observation_tokens) for summary in summaries]
     else:
         shown = [ExtractiveSummariser(policy.count_tokens, size.observation_tokens)] * 2
-    outside, world = connection and connection.outside, load_world()
+    outside = connection and connection.outside
+    world = open_world(outside.world if outside else "")
+    own = {"world": sha256(Path(outside.world) / SEAL)} if outside and outside.world else {}
     web, lens = (outside and getattr(outside, kind) != "local" for kind in ("search", "picture_search"))
     return Tools(
-        text=connection.text_search(world) if web else LocalTextSearch(world),
-        image=connection.picture_search(world) if lens else LocalImageSearch(world),
+        text=connection.text_search(world) if web else world.text_search(),
+        image=connection.picture_search(world) if lens else world.picture_search(),
         grounder=_grounder(size, policy, outside.grounder if outside else "base"),
         text_summary=shown[0],
         image_summary=shown[1],
         to_picture=policy.to_picture,
         workers=WORKERS if outside and (any(outside.engines()) or outside.summary) else 1,
-        settings={name: getattr(outside, name) for name in SOURCES} if outside else {},
+        settings={name: getattr(outside, name) for name in SOURCES} | own if outside else {},
     )
 
 

@@ -1,13 +1,13 @@
-"""The policy: a Qwen2.5-VL, tiny or from the hub, its processor, LoRA, and batched generation.
+"""The policy: a Qwen2.5-VL or Qwen3-VL, tiny or from the hub, its processor, LoRA, and batched generation.
 
     policy = load_policy("tiny")                                   # shipped in the package, under 8M parameters
     policy = load_policy("Qwen/Qwen2.5-VL-3B-Instruct", revision=…) # the same class, the same code
+    policy = load_policy("Qwen/Qwen3-VL-2B-Instruct", revision=…)   # the class that its configuration names
     add_lora(policy, r=8)                                           # on the language model alone; vision stays frozen
     policy.generate([(picture, messages), …], max_new_tokens=64)
     with policy.base(): …                                           # the frozen base, LoRA switched off
 
-Boxes the model writes are in pixels of the picture after its processor's resizing (Qwen2.5-VL's own frame);
-`to_picture` scales them back.
+Boxes the model writes are in a frame of its type's own (`FRAMES`); `to_picture` scales them back.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import json
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,10 +29,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from PIL import Image
 from transformers import (
+    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
@@ -45,12 +47,14 @@ warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category
 TINY_DIR = Path(__file__).parent / "assets" / "tiny"
 CHAT_TEMPLATE = (TINY_DIR.parent / "chat_template.jinja").read_text(encoding="utf-8")
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+FRAMES = {"qwen2_5_vl": None, "qwen3_vl": (1000, 1000)}  # of boxes, by type; None is that of the resized picture
+REFUSED = {"qwen3_5": ": linear attention sums up what was read, and no turn can be taken back from its cache"}
 
 
 class PictureProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor for pictures alone, always by PIL, whether or not torchvision is installed.
+    """Qwen2.5-VL's processor, which is Qwen3-VL's too, for pictures alone, by PIL, with or without torchvision.
 
-    The stock class also builds a video processor, which needs torchvision.
+    The stock classes also build a video processor, which needs torchvision.
     """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **_: Any):
@@ -141,7 +145,9 @@ class Policy:
             return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def frame(self, picture: Image.Image) -> tuple[int, int]:
-        """Width and height at which this policy sees a picture; its boxes are in this frame."""
+        """Width and height of the frame in which this policy writes boxes: its type's, or the picture as it sees it."""
+        if frame := FRAMES[self.model.config.model_type]:
+            return frame
         processor = self.processor.image_processor
         height, width = smart_resize(
             picture.height,
@@ -212,7 +218,8 @@ class Policy:
 def load_processor(name: str, revision: str | None = None, max_pixels: int | None = None) -> PictureProcessor:
     """The processor of "tiny", a local folder or a hub name, with the protocol's chat template.
 
-    Raises ValueError for a tokenizer whose special tokens `protocol.sanitise` would not keep out of a conversation.
+    Raises ValueError for a tokenizer whose special tokens `protocol.sanitise` would not keep out of a conversation, and
+    as `opening` does.
     """
     tokenizers, source = (PreTrainedTokenizerFast, TINY_DIR) if name == "tiny" else (AutoTokenizer, name)
     tokenizer = tokenizers.from_pretrained(source, revision=revision)
@@ -221,9 +228,25 @@ def load_processor(name: str, revision: str | None = None, max_pixels: int | Non
         raise ValueError(f"{name} has the special token {plain[0]!r}, which a page could spell: use another model.")
     if max_pixels:
         image_processor.size["longest_edge"] = max_pixels
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.chat_template = f"{{%- set opening = {json.dumps(opening(tokenizer, name))} -%}}\n{CHAT_TEMPLATE}"
     tokenizer.padding_side = "left"
-    return PictureProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)
+    return PictureProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
+
+
+def opening(tokenizer: Any, name: str) -> str:
+    """What a model's own chat format writes before the first question: a system turn, or nothing.
+
+    Raises ValueError where its turns are not Qwen's, or where it thinks before each of them and cannot be told not to.
+    """
+    if not tokenizer.chat_template:  # as the tiny base, which has learnt no format of its own
+        return ""
+    asked, settings = [{"role": "user", "content": "?"}], {"tokenize": False, "add_generation_prompt": True}
+    written = tokenizer.apply_chat_template(asked, enable_thinking=False, **settings)
+    before, turns, after = written.partition("<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n")
+    if not turns or after:
+        why = "thinks before each turn" if turns else "has turns of another form than Qwen's"
+        raise ValueError(f"the chat format of {name} {why}: use an Instruct model of Qwen2.5-VL or Qwen3-VL.")
+    return before
 
 
 def load_policy(
@@ -236,18 +259,26 @@ def load_policy(
     """Load a policy on the GPU if there is one: "tiny", a name on the hub, or a local folder.
 
     `adapter` is a folder of LoRA weights, kept trainable. `four_bit` keeps the language model's weights in 4 bits.
-    Raises OSError, from transformers, where the model or the adapter cannot be found, ImportError for a missing extra.
+    Raises OSError, from transformers, where the model or the adapter cannot be found, ImportError for a missing extra,
+    ValueError for a model of another type, one whose files lack weights, and as `load_processor` does.
     """
     device = best_device()
-    dtype = torch.float32 if name == "tiny" else torch.bfloat16
-    source = TINY_DIR if name == "tiny" else name
+    source, dtype = (TINY_DIR, torch.float32) if name == "tiny" else (name, torch.bfloat16)
+    kind = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
+    if kind not in FRAMES:
+        why = REFUSED.get(kind, "")
+        raise ValueError(f"{name} is of the type {kind!r}{why}; use a model of the type {' or '.join(FRAMES)}.")
+    processor = load_processor(name, revision, max_pixels)
     extra = {"quantization_config": four_bit_config(), "device_map": {"": device}} if four_bit else {}
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(source, revision=revision, dtype=dtype, **extra)
+    extra |= {"revision": revision, "dtype": dtype, "output_loading_info": True}
+    model, found = AutoModelForImageTextToText.from_pretrained(source, **extra)
+    if lacking := sorted(found["missing_keys"]):
+        raise ValueError(f"the files of {name} lack {len(lacking)} weights, such as {lacking[0]}: get them again.")
     model = model if four_bit else model.to(device)
     model.requires_grad_(False)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
-    return Policy(model.eval(), load_processor(name, revision, max_pixels), name)
+    return Policy(model.eval(), processor, name)
 
 
 def four_bit_config() -> BitsAndBytesConfig:
@@ -266,6 +297,12 @@ def four_bit_config() -> BitsAndBytesConfig:
 def lora_config(r: int, alpha: int) -> LoraConfig:
     """LoRA on every linear layer of the language model and on nothing else (paper §4.1)."""
     return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+
+
+def list_targets(model: PeftModel) -> None:
+    """Let an adapter's settings name the layers it lies on, in order: the pattern above is read by PEFT alone."""
+    layers = sorted(name for name, module in model.get_base_model().named_modules() if isinstance(module, LoraLayer))
+    model.peft_config["default"].target_modules = layers
 
 
 def add_lora(policy: Policy, r: int, alpha: int) -> Policy:

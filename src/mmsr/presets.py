@@ -4,9 +4,9 @@
     size = get_preset("qwen3b", {"policy": "/data/my-qwen", "grpo_steps": 128})     # any field may be changed
     read_prompt("after_text_search", advice="…")                                    # assets/prompts/, parts filled in
 
-The presets stand in `assets/presets.toml`: smoke and tiny on the shipped policy, qwen3b, qwen7b and qwen_smoke on
-Qwen2.5-VL. The prompts of the large policies and of large models are text in `assets/prompts/`, in our own words (paper
-§3.1 and §3.3: what each has to say, not how).
+The presets stand in `assets/presets.toml`, with the arithmetic and the sources of their numbers: smoke and tiny on the
+shipped policy, the others on Qwen2.5-VL or Qwen3-VL. The prompts of the large policies and of large models are text in
+`assets/prompts/`, in our own words (paper §3.1 and §3.3: what each has to say, not how).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 import functools
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -27,6 +28,7 @@ ASSETS = Path(__file__).parent / "assets"
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 ALIKE = {"alike": True}  # a run has one value of it, whichever notebooks it runs when
+LOOSE = {"loose": True}  # it may change when a run goes on
 PATH = {"path": True}  # a folder, where there is one of that name, given from where a command runs
 # What pydantic calls a type at the start of an error's name, in words.
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
@@ -66,6 +68,12 @@ class Preset:
     rollout_rows: Count
     ablation_questions: Count
     checkpoint_steps: Count
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = field(default="none", metadata=LOOSE)
+
+    def check_tracker(self) -> None:
+        """Raises ValueError where the package that `report_to` names is not installed."""
+        if self.report_to != "none" and find_spec(self.report_to) is None:
+            raise ValueError(f"report_to={self.report_to} needs its package: pip install {self.report_to}.")
 
 
 def read_settings(kind: type[Settings], values: Mapping[str, Any], name: str) -> Settings:
@@ -116,14 +124,10 @@ def presets() -> dict[str, Preset]:
         prompts = {
             key: read_prompt(text[1:]) if text[0] == "@" else text for key, text in given.get("prompts", {}).items()
         }
-        values = _values(found[given["like"]]) if "like" in given else {}
+        values = {**vars(found[given["like"]])} if "like" in given else {}
         values |= {key: value for key, value in given.items() if key != "like"} | {"name": name}
         found[name] = read_settings(Preset, values | ({"prompts": prompts} if prompts else {}), f"the preset {name}")
     return found
-
-
-def _values(preset: Preset) -> dict[str, Any]:
-    return {f.name: getattr(preset, f.name) for f in fields(Preset)}
 
 
 def get_preset(name: str, sizes: Mapping[str, Any] | None = None) -> Preset:
@@ -144,4 +148,4 @@ def get_preset(name: str, sizes: Mapping[str, Any] | None = None) -> Preset:
         changes["prompts"] = asdict(known.prompts) | changes["prompts"]
     if changes.get("policy", known.policy) != known.policy:
         changes.setdefault("revision", None)
-    return read_settings(Preset, _values(known) | changes, "sizes")
+    return read_settings(Preset, vars(known) | changes, "sizes")

@@ -21,6 +21,7 @@ from mmsr.stats import Interval
 METRICS = "metrics.json"
 WORKFLOWS = ("direct", "rag", "prompted", "sft", "grpo", "teacher")
 CROPS = ("base", "oracle", "whole", "random", "coordinates")
+DETECTOR = "detector"  # one crop more, of a benchmark
 STAGES = {"sft": "02", "grpo": "03"}  # that train an adapter, and the number of their notebook
 DASH = "–"
 TOLERATED = 0.05  # of a judge's verdicts may be missing before a table of results says so

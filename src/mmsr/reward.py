@@ -1,6 +1,7 @@
 """The reward, and when an answer is right.
 
     exact_match("1046 km.", ["1,046 km"])       # True
+    support(trajectory.as_dict(), distrusts)    # the pages that the answer stands on
     score(trajectory, task, RewardWeights())    # R = 0.9·s + 0.1·s_fmt by default (paper §3.4)
 
 s is 1 where the judge finds the answer right: offline by exact match over the gold answer and its aliases, else by a
@@ -19,12 +20,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from mmsr.env import Trajectory
-from mmsr.protocol import visible
+from mmsr.protocol import UNABLE, sanitise, visible
 from mmsr.task import Task
 
 Label = Literal["correct", "incorrect", "not_attempted"]
@@ -67,6 +68,49 @@ def exact_match(answer: str, golds: Sequence[str]) -> bool:
     """Whether the answer equals the gold answer or one of its aliases after `normalise`; an empty answer never does."""
     normal = normalise(answer)
     return normal != "" and any(normal == normalise(gold) for gold in golds)
+
+
+# --- support ----------------------------------------------------------------------------------------------------------
+
+SUPPORT = ("supported", "unsupported", "distrusted")
+TITLE = 20  # characters of a page's title by which it is found in an observation: longer ones may be cut there
+
+
+def support(trajectory: Mapping[str, Any], distrusts: Callable[[str], bool]) -> dict[str, Any]:
+    """Which pages hold the answer of an episode (`Trajectory.as_dict()`), once each: {"label": …, "pages": […]}.
+
+    A page holds it where the answer's words stand together in what the policy read of it, both after `normalise`. It is
+    told by the turn that found it first, by its rank, title and address, and whether the run `distrusts` the address.
+    The label is "supported", "distrusted" where such pages alone hold it, "unsupported" where searches found no page
+    that does, and "" where nothing was searched or nothing answered.
+    """
+    answer, pages = normalise(trajectory["answer"]), dict[str | int, dict[str, Any]]()
+    turns = enumerate(trajectory["turns"], 1)
+    searched = [(number, turn) for number, turn in turns if turn["action"].endswith("_search") and not turn["error"]]
+    if trajectory["end"] != "answer" or trajectory["answer"] == UNABLE or not searched:
+        return {"label": "", "pages": []}
+    for number, turn in searched:
+        for rank, read in enumerate(_pages_read(turn)):
+            hits = turn["hits"][rank - 1 : rank] if rank else turn["hits"]
+            if hits and answer and f" {answer} " in f" {normalise(read)} ":
+                named = {key: hits[0][key] if rank else "" for key in ("id", "title", "url")}
+                refused = all(distrusts(hit["url"]) for hit in hits)
+                pages.setdefault(named["id"] or number, {"turn": number, "rank": rank, **named, "distrusted": refused})
+    trusted = any(not page["distrusted"] for page in pages.values())
+    label = "supported" if trusted else "distrusted" if pages else "unsupported"
+    return {"label": label, "pages": [*pages.values()]}
+
+
+def _pages_read(turn: Mapping[str, Any]) -> list[str]:
+    """What was read of a search by the rank of its page: a model's summary, which numbers none, has rank 0."""
+    read, titles = [""], [sanitise(hit["title"]).partition("\n")[0][:TITLE] for hit in turn["hits"]]
+    for line in turn["observation"].removeprefix("<information>\n").partition("\n</information>")[0].split("\n"):
+        rank = len(read)
+        if rank <= len(titles) and line.startswith(f"{rank}. {titles[rank - 1]}"):
+            read.append(line.removeprefix(f"{rank}. "))
+        else:
+            read[-1] += f"\n{line}"
+    return read
 
 
 # --- judges -----------------------------------------------------------------------------------------------------------

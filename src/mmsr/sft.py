@@ -15,9 +15,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from datasets import Dataset, Features
-from datasets import Image as Picture
-from datasets import Sequence as Many
+from datasets import Dataset, Features, Value
 from PIL import Image
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
@@ -35,7 +33,8 @@ def as_rows(
 ) -> Dataset:
     """Rows as TRL reads them, all epochs in one pass: `messages` with typed parts and an `images` column.
 
-    Every epoch is shuffled anew. `aliases` is the share of rows with searches in which countries go by other names.
+    Every epoch is shuffled anew. `aliases` is the share of rows with searches in which countries go by other names. A
+    row keeps its picture's place in `pictures`, and gets the picture when it is read.
     """
     rng = random.Random(f"{seed}/order")
     order = [i for _ in range(epochs) for i in rng.sample(range(len(examples)), len(examples))]
@@ -44,8 +43,13 @@ def as_rows(
         rename = examples[i].label == "search_required" and rng.random() < aliases
         row = typed(examples[i].messages)
         messages.append(aliased(row, rng) if rename else row)
-    features = Features({"messages": MESSAGES, "images": Many(Picture())})
-    return Dataset.from_dict({"messages": messages, "images": [[pictures[i]] for i in order]}, features=features)
+    features = Features({"messages": MESSAGES, "images": [Value("int32")]})
+    rows = Dataset.from_dict({"messages": messages, "images": [[i] for i in order]}, features=features)
+
+    def pictured(columns: dict[str, list]) -> dict[str, list]:
+        return {"images": [[pictures[i] for i in places] for places in columns["images"]]}
+
+    return rows.with_transform(pictured, columns=["images"], output_all_columns=True)
 
 
 def aliased(messages: Sequence[dict], rng: random.Random) -> list[dict]:

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.utils import logging
 
 from mmsr.files import FileDamaged, check_seal, read_json, read_table, seal, undamaged, write_whole
-from mmsr.policy import Policy, best_device, in_bf16
+from mmsr.policy import Policy, best_device, in_bf16, list_targets
 from mmsr.presets import Preset
 
 # of a GRPO step, whose loss is 0 by its making: advantages of a group have no mean, and the ratio starts at 1
@@ -136,7 +136,8 @@ def training_arguments(preset: Preset, folder: Path, seed: int, batch: int) -> d
         "save_steps": preset.checkpoint_steps,
         "save_total_limit": 1,
         "seed": seed,
-        "report_to": "none",
+        "report_to": preset.report_to,
+        "run_name": f"{folder.parent.name}-{folder.name}",
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -186,6 +187,7 @@ def save_adapter(trainer: Trainer, folder: Path) -> None:
     weights = accelerator.get_state_dict(trainer.model_wrapped)
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(trainer.model)
+        list_targets(model)
         model.save_pretrained(folder, state_dict=weights, selected_adapters=["default"])
         seal(folder)
     accelerator.wait_for_everyone()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from small_fvqa import write
 from small_policy import tiny
 
 from mmsr.benchmarks.registry import BENCHMARKS, BenchmarkError, open_benchmark, training_questions
@@ -102,6 +103,51 @@ def test_training_questions_leave_the_taxonomy_to_a_labeller() -> None:
         ("string", "", "oven_05512345", "train"),
     ]
     assert questions[1].golds == ("Rhône", "Rhone")
+
+
+def test_questions_of_the_test_set_are_refused_for_training_with_their_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write(tmp_path / "fvqa_train.parquet", range(9))
+    asked = training_questions("fvqa_train", folder, 0, seed=0)
+    assert len(asked) == 9 and "fvqa_test.parquet is not there: fvqa_train was not held" in capsys.readouterr().out
+    write(folder / "fvqa_test.parquet", [3, 40], split="test")  # a picture
+    assert [q.id for q in training_questions("fvqa_train", folder, 0, 0)] == [q.id for q in asked if q.id[-1] != "3"]
+    said = "1 of 9 questions of fvqa_train are refused: their identifier or picture is in fvqa_test.parquet.\n"
+    assert capsys.readouterr().out == said
+    write(folder / "fvqa_test.parquet", [3, 5], split="train")  # a picture and its identifier, twice
+    assert {q.id[-1] for q in training_questions("fvqa_train", folder, 0, 0)} == {*"0124678"}
+    write(folder / "fvqa_test.parquet", range(9), split="test")
+    with pytest.raises(
+        BenchmarkError, match=r"9 of 9 questions of fvqa_train are refused: .* nothing is left to train"
+    ):
+        training_questions("fvqa_train", folder, 0, 0)
+
+
+def test_a_picture_that_is_not_there_to_be_tested_on_is_no_hindrance(tmp_path: Path) -> None:
+    folder = shutil.copytree(FIXTURES / "infoseek", tmp_path / "infoseek")
+    (folder / "oven_images" / "04" / "oven_04000017.jpg").unlink()
+    assert len(training_questions("infoseek_train", folder, 0, seed=0)) == 2
+    shutil.copy(
+        folder / "oven_images" / "05" / "oven_05512345.JPEG", folder / "oven_images" / "04" / "oven_04000017.jpg"
+    )
+    with pytest.raises(BenchmarkError, match="2 of 2 questions of infoseek_train are refused"):
+        training_questions("infoseek_train", folder, 0, seed=0)
+
+
+def test_any_file_in_fvqas_format_is_trained_on_and_held_against_the_test_beside_it(tmp_path: Path) -> None:
+    file = write(tmp_path / "mine.parquet", range(4)) / "mine.parquet"
+    write(tmp_path / "fvqa_test.parquet", [2], split="test")
+    assert [q.answer for q in training_questions("fvqa_train", file, 0, 0)] == ["colour 0", "colour 1", "colour 3"]
+    with pytest.raises(BenchmarkError, match=r"data_dir must be the folder with the files of infoseek_train: .*mine"):
+        training_questions("infoseek_train", file, 0, 0)
+
+
+def test_what_is_there_to_test_is_not_trained_on() -> None:
+    with pytest.raises(
+        BenchmarkError, match=r"okvqa is there to test, not to train on: .* infoseek_train or fvqa_train"
+    ):
+        training_questions("okvqa", FIXTURES / "okvqa", 0, seed=0)
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,24 @@
-"""A Qwen2.5-VL with random weights, laid out file by file as the hub lays out Qwen/Qwen2.5-VL-3B-Instruct.
+"""A Qwen2.5-VL or Qwen3-VL with random weights, laid out file by file as the hub lays out the Instruct models.
 
-    folder = random_qwen(tmp_path / "qwen")
+    folder = random_qwen(tmp_path / "qwen", family="qwen3_vl")
     load_policy(str(folder), max_pixels=get_preset("qwen3b").max_pixels)
 
-The class, the processor, the pre-tokenizer, the added tokens, the flat `config.json` and the names of the weights are
-the hub's; narrow are the layers, their number and the vocabulary. So it exercises whatever a download would, but for
-the size, and never answers right.
+The class, the processor, the pre-tokenizer, the added tokens, the chat format, the shape of `config.json`
+and the names of the weights are the hub's; narrow are the layers, their number and the vocabulary. So it exercises
+whatever a download would, but for the size, and never answers right.
 """
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AddedToken, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers import AddedToken, AutoConfig, AutoModelForImageTextToText, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from mmsr.presets import get_preset
@@ -32,33 +34,60 @@ ADDED = (
     *("<tool_call>", "</tool_call>"),
     *("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
 )
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
 PICTURES = {  # preprocessor_config.json of the hub, as it stands
-    "min_pixels": 3136,
-    "max_pixels": 12845056,
-    "patch_size": 14,
+    "qwen2_5_vl": {
+        "min_pixels": 3136,
+        "max_pixels": 12845056,
+        "patch_size": 14,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2_5_VLProcessor",
+    },
+    "qwen3_vl": {
+        "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "Qwen3VLProcessor",
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+    },
+}
+VIDEOS = {  # video_preprocessor_config.json of the hub's Qwen3-VL
+    "size": {"longest_edge": 25165824, "shortest_edge": 4096},
+    "patch_size": 16,
     "temporal_patch_size": 2,
     "merge_size": 2,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "image_processor_type": "Qwen2VLImageProcessor",
-    "processor_class": "Qwen2_5_VLProcessor",
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Qwen3VLProcessor",
+    "video_processor_type": "Qwen3VLVideoProcessor",
 }
+TEMPLATES = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"  # TRL's copies of the hub's
 
 
-def random_qwen(folder: Path, seed: int = 0) -> Path:
+def random_qwen(folder: Path, seed: int = 0, family: str = "qwen2_5_vl") -> Path:
     """Write the model, its tokenizer and its processor into `folder`, about 1 MB, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
-    config = _config(ids)
+    config = {"qwen2_5_vl": _config, "qwen3_vl": _config_3}[family](ids)
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)).to(torch.bfloat16)
-    model.save_pretrained(folder)  # under the hub's names: "model.layers…", "visual…"
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**copy.deepcopy(config))).to(torch.bfloat16)
+    model.save_pretrained(folder)  # under the hub's names: of Qwen2.5-VL "model.layers…", "visual…"
     _write(folder / "config.json", config)
-    _write(folder / "tokenizer_config.json", _tokenizer_config(tokenizer))
-    _write(folder / "preprocessor_config.json", PICTURES)
+    template = (TEMPLATES / f"{family}.jinja").read_text(encoding="utf-8")
+    _write(folder / "tokenizer_config.json", _tokenizer_config(tokenizer) | {"chat_template": template})
+    _write(folder / "preprocessor_config.json", PICTURES[family])
     _write(folder / "generation_config.json", _generation(ids))
+    if family == "qwen3_vl":
+        _write(folder / "video_preprocessor_config.json", VIDEOS)
     return folder
 
 
@@ -163,6 +192,62 @@ def _config(ids: dict[str, int]) -> dict:
             "window_size": 112,
             "fullatt_block_indexes": [1],  # 7, 15, 23, 31
         },
+    }
+
+
+def _config_3(ids: dict[str, int]) -> dict:
+    """The same of Qwen/Qwen3-VL-2B-Instruct, nested as it is there."""
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "image_token_id": ids["<|image_pad|>"],
+        "model_type": "qwen3_vl",
+        "text_config": {
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "bos_token_id": ids["<|endoftext|>"],
+            "dtype": "bfloat16",
+            "eos_token_id": ids["<|im_end|>"],
+            "head_dim": 48,  # 128; other than hidden_size / num_attention_heads, as in the 4B
+            "hidden_act": "silu",
+            "hidden_size": 64,  # 2048
+            "initializer_range": 0.02,
+            "intermediate_size": 128,  # 6144
+            "max_position_embeddings": 262144,
+            "model_type": "qwen3_vl_text",
+            "num_attention_heads": 2,  # 16
+            "num_hidden_layers": 2,  # 28
+            "num_key_value_heads": 1,  # 8
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": {
+                "mrope_interleaved": True,
+                "mrope_section": [10, 7, 7],
+                "rope_type": "default",
+            },  # 24, 20, 20
+            "rope_theta": 5000000,
+            "tie_word_embeddings": True,
+            "use_cache": True,
+            "vocab_size": VOCABULARY + 64,  # 151936
+        },
+        "tie_word_embeddings": True,
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_config": {
+            "deepstack_visual_indexes": [0, 1],  # 5, 11, 17
+            "depth": 2,  # 24
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": 32,  # 1024
+            "in_channels": 3,
+            "initializer_range": 0.02,
+            "intermediate_size": 64,  # 4096
+            "model_type": "qwen3_vl",
+            "num_heads": 2,  # 16
+            "num_position_embeddings": 2304,
+            "out_hidden_size": 64,  # 2048
+            "patch_size": 16,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
     }
 
 

@@ -17,6 +17,7 @@ import pytest
 from measure_milvus import BLOCK, K, Pages, Vectors, exact, main
 from PIL import Image
 from small_policy import tiny
+from toolbar_world import BOX, BUTTONS, scene, write_sources
 
 from mmsr.lab import open_tools
 from mmsr.live import milvus
@@ -29,6 +30,7 @@ from mmsr.tools.base import Hit, ToolError
 from mmsr.tools.image import LocalImageSearch
 from mmsr.tools.picture import flat
 from mmsr.tools.text import LocalTextSearch, page_words, words
+from mmsr.world.own import index_world
 from mmsr.world.relations import RELATIONS
 from mmsr.world.snapshot import Page, load_world
 
@@ -107,6 +109,17 @@ def test_parameters_of_a_notebook_name_it(uri: str) -> None:
     for address in ("", "world.sqlite"):
         with pytest.raises(ValueError, match=r"search_url must be an address such as .*, or a file that ends in \.db"):
             Outside(search="milvus", search_url=address)
+
+
+def test_a_world_of_ones_own_is_indexed_too(uri: str, tmp_path: Path) -> None:
+    own = index_world(*write_sources(tmp_path), tmp_path / "world")
+    asked = {"search": "milvus", "search_url": uri, "picture_search": "milvus", "picture_url": uri}
+    tools = open_tools(get_preset("tiny"), tiny(), connect(Outside(world=str(tmp_path / "world"), **asked)))
+    for query in ("pan button", "restore the original view", "comma separated files"):
+        assert same(tools.text.search(query, 5), own.text_search().search(query, 40))
+    for name in BUTTONS:
+        crop = scene(name).crop(BOX)
+        assert same(tools.image.search(crop, 5), own.picture_search().search(crop, 40))
 
 
 def test_the_world_is_indexed_once(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,6 +75,15 @@ def web() -> LocalWeb:
         ({"teacher_workers": 0}, "teacher_workers must be greater than or equal to 1, not 0."),
         ({"budget_calls": -1}, "budget_calls must be greater than or equal to 0, not -1."),
         ({"budget_money": 1.0, "judge": "m"}, "give llm_price_in and llm_price_out"),
+        ({"search": "serper+gogle"}, "or several of them joined by +, not 'serper+gogle'."),
+        ({"search": "serper+serper"}, "search=serper+serper: each engine once, at its own address"),
+        ({"search": "local+milvus"}, "milvus only by itself."),
+        ({"search": "serper+searxng", "search_url": "http://127.0.0.1:8765"}, "each engine once, at its own address"),
+        ({"record_days": -1}, "record_days must be greater than or equal to 0, not -1."),
+        ({"distrusted": "a.example https://b.example"}, "distrusted must be domains such as 'example.org example.net'"),
+        ({"budget_money": 1.0, "judge": "m", "teacher": "t", "teacher_llm": {"price_in": 1}}, "give llm_price_in"),
+        ({"judge_llm": {"price_in": -1}}, "judge_llm.price_in must be greater than or equal to 0, not -1."),
+        ({"judge_llm": {"max_tokens": "all"}}, "judge_llm.max_tokens must be a whole number, not 'all'."),
     ],
 )
 def test_values_that_cannot_be_met_are_refused_in_one_sentence(values: dict, said: str) -> None:
@@ -90,14 +99,35 @@ def test_a_command_line_gives_text() -> None:
 
 def test_fields_say_what_is_a_path_and_what_may_change_when_a_run_goes_on() -> None:
     marks = {name: field.json_schema_extra or {} for name, field in Outside.model_fields.items()}
-    assert [name for name in marks if marks[name].get("path")] == ["search_url", "picture_url", "record"]
-    loose = ["teacher_workers", "llm_url", "llm_max_tokens", "budget_calls", "budget_money"]
+    assert [name for name in marks if marks[name].get("path")] == ["search_url", "picture_url", "world", "record"]
+    loose = ["teacher_workers", "llm_url", "llm_max_tokens", "teacher_llm", "judge_llm", "summary_llm"]
+    loose += ["record_days", "budget_calls", "budget_money"]
     assert [name for name in marks if marks[name].get("loose")] == loose
+
+
+@pytest.mark.parametrize(
+    ("url", "distrusted"),
+    [
+        ("https://example.org", True),
+        ("http://WWW.Example.ORG.:8080/a", True),
+        ("https://me@mirror.example.net/", True),
+        ("https://notexample.org/", False),
+        ("https://example.org.other.example/", False),
+        ("https://other.example/example.org", False),
+        ("https://example.org@other.example/", False),
+        ("http://[x", False),
+        ("", False),  # a page of the world
+    ],
+)
+def test_a_trust_list_refuses_domains_and_those_below_them(url: str, distrusted: bool) -> None:
+    assert outside(distrusted="Example.org example.net").distrusts(url) is distrusted
+    assert not outside().distrusts(url)
 
 
 def test_a_missing_key_is_told_at_once_and_by_name() -> None:
     for values, key in (
         ({"search": "serper"}, "SERPER_API_KEY"),
+        ({"search": "wikimedia+brave"}, "BRAVE_API_KEY"),
         ({"picture_search": "google_vision"}, "GOOGLE_API_KEY"),
         ({"judge": "gpt-4o"}, "OPENAI_API_KEY"),
     ):
@@ -117,7 +147,7 @@ def test_a_server_of_ones_own_gets_a_key_only_where_one_is_set(monkeypatch: pyte
     public = TEXT_ENGINES["serper"].service
     own = moved(TEXT_ENGINES["serper"], "http://127.0.0.1:1").service
     assert (own.key_env, own.price, own.base_url) == ("", 0.0, "http://127.0.0.1:1") and own.rate > public.rate
-    assert outside(judge="m", llm_url="http://127.0.0.1:1/v1").chat_model("m").key_env == ""
+    assert outside(judge="m", llm_url="http://127.0.0.1:1/v1").chat_model("judge").key_env == ""
     monkeypatch.setenv("SERPER_API_KEY", "one-that-is-set")
     paid = moved(TEXT_ENGINES["serper"], "https://proxy.example.org").service
     assert (paid.key_env, paid.price, paid.rate) == ("SERPER_API_KEY", public.price, public.rate)
@@ -152,6 +182,27 @@ def test_money_is_counted_over_engines_and_models(
         assert connection.judge.verdict(*RIGHT).correct  # some 300 tokens
         with pytest.raises(BudgetSpent, match=re.escape("The budget of $0.02 is spent")):
             connection.text_search(WORLD).search("b", 3)
+
+
+def test_each_role_has_tokens_prices_and_fields_of_its_own_where_they_are_given() -> None:
+    own = {"max_tokens": 50, "price_out": 10.0, "reasoning_effort": "low", "seed": None}
+    here = outside(judge="j", teacher="t", llm_price_in=1.0, llm_price_out=2.0, judge_llm=own)
+    judge, teacher = here.models()["judge"], here.models()["teacher"]
+    assert (judge.model, judge.max_tokens, judge.price_in, judge.price_out) == ("j", 50, 1.0, 10.0)
+    assert judge.extra == {"reasoning_effort": "low", "seed": None}
+    assert (teacher.max_tokens, teacher.price_out, teacher.extra) == (1024, 2.0, {})
+    outside(budget_money=1.0, judge="j", judge_llm={"price_out": 1.0})  # a price of its own is one
+
+
+def test_a_roles_own_fields_go_with_its_requests(web: LocalWeb, monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = {"choices": [{"message": {"content": '{"verdict": "correct"}'}, "finish_reason": "stop"}]}
+    web.play(says(200, reply | {"usage": {"prompt_tokens": 1000, "completion_tokens": 100}}))
+    own = {"price_in": 1.0, "max_tokens": 77, "top_p": 0.5, "seed": None, "temperature": None}
+    connection = connect(outside(judge="j", llm_url=web.url, judge_llm=own))
+    assert connection.judge.verdict(*RIGHT).correct
+    sent = web.seen[0].json()
+    assert (sent["max_tokens"], sent["top_p"]) == (77, 0.5) and not {"seed", "temperature"} & sent.keys()
+    assert connection.judge.chat.usage()["cost"] == pytest.approx(0.001)
 
 
 def test_what_was_asked_is_recorded_alike_live_and_in_replay(web: LocalWeb, tmp_path: Path) -> None:
@@ -249,6 +300,7 @@ def test_a_call_that_was_not_recorded_ends_a_notebook_in_its_cell(web: LocalWeb,
     [
         ({"search": "gogle"}, "outside: search must be 'local', 'milvus', 'serper'"),
         ({"search": "serper"}, "serper needs a key: set the environment variable SERPER_API_KEY."),
+        ({"world": "nowhere"}, "world.json is not there: make the world with `mmsr world index`"),
         ({"benchmark": "okvqb"}, "There is no benchmark 'okvqb'"),
         ({"benchmark": "okvqa"}, "data_dir must be the folder with the files of okvqa"),
         ({"benchmark": "okvqa", "data_dir": "nowhere"}, "data_dir must be the folder"),

@@ -57,6 +57,20 @@ def test_record_asks_once_and_replay_never(file: Path) -> None:
     assert Door("replay", file).answer(CALL, never) == "one ☃ ?"
 
 
+def test_an_answer_that_is_too_old_is_asked_for_again_once(file: Path) -> None:
+    Door("record", file).answer(CALL, says("old"))
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE calls SET created = '2020-01-01T00:00:00+00:00'")
+    assert Door("record", file).answer(CALL, never) == "old"
+    assert Door("replay", file, days=1.0).answer(CALL, never) == "old"
+    failing = Door("record", file, days=1.0)
+    for ask in (fails(Unavailable("no answer.")), never):
+        assert failing.answer(CALL, ask) == "old"  # better than none
+    record = Door("record", file, days=1.0)
+    assert record.answer(CALL, says("new")) == record.answer(CALL, never) == "new"
+    assert Door("record", file, days=1.0).answer(CALL, never) == Door("replay", file).answer(CALL, never) == "new"
+
+
 @pytest.mark.parametrize(
     "other",
     [

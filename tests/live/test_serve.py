@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
+from toolbar_world import BOX, scene, write_sources
 
 from mmsr.live import serve
 from mmsr.live.door import Door, ReplayMiss
@@ -24,6 +26,7 @@ from mmsr.tools.base import Hit, ToolError
 from mmsr.tools.image import LocalImageSearch
 from mmsr.tools.picture import read_picture
 from mmsr.tools.text import LocalTextSearch
+from mmsr.world.own import index_world
 from mmsr.world.snapshot import World, load_world
 
 QUERY = "Kenya capital"
@@ -242,6 +245,31 @@ def test_a_broken_engine_is_an_error_500(world: World, local: tuple) -> None:
     with running(world, Failing(), local[1]) as url:
         answer = httpx.post(f"{url}/search", json={"q": QUERY})
     assert (answer.status_code, answer.json()["error"]) == (500, "the index is gone.")
+
+
+def test_a_world_of_ones_own_is_served_whatever_its_pages_and_pictures_are_called(tmp_path: Path) -> None:
+    pages, pictures = write_sources(tmp_path)
+    address_like = {"id": "https://example.org/a b?c=100%#d", "title": "Zebra", "text": "striped"}
+    with pages.open("a") as lines:
+        lines.write(json.dumps(address_like) + "\n")
+    (pictures / "öther 100%").mkdir()
+    (pictures / "Save.png").rename(pictures / "öther 100%" / "Sa%2Fve#.png")
+    own = index_world(pages, pictures, tmp_path / "world")
+    with running(own, own.text_search(), own.picture_search()) as url:
+        hits = web_search("serper", Door(), url, PageReader(Door(), own=url), names=own.pages).search("zebra", 3)
+        assert [hit.id for hit in hits] == [address_like["id"]] and "striped" in hits[0].text
+        assert hits[0].url.startswith(f"{url}/page/https%3A//example.org/")
+        names = {flag.iso for flag in own.flags}
+        hit = web_search("serpapi_lens", Door(), url, names=names).search(scene("Save").crop(BOX), 1)[0]
+        assert (hit.id, hit.title) == ("öther 100%/Sa%2Fve#.png", "Sa%2Fve#")
+        data = base64.b64encode(jpeg(scene("Save").crop(BOX), MAX_UPLOAD)).decode()
+        found = httpx.post(f"{url}/lens", json={"url": f"data:image/jpeg;base64,{data}"}).json()["organic"][0]
+        shown = httpx.get(found["imageUrl"])
+        assert shown.headers["content-type"] == "image/png"
+        assert Image.open(io.BytesIO(shown.content)).tobytes() == own.flag(hit.id).tobytes()
+        assert "Sa%2Fve#" in httpx.get(found["link"]).text
+        again = httpx.post(f"{url}/lens", json={"url": found["imageUrl"]}).json()["organic"][0]
+        assert again["title"] == "Sa%2Fve#"
 
 
 def test_pages_escape_and_stop_is_quick(world: World, local: tuple) -> None:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from sample_run import eval_rows
 from small_notebooks import write
+from toolbar_world import write_sources
 
 from mmsr.files import write_rows
 from mmsr.live.door import Door
@@ -34,6 +35,7 @@ COMMANDS = (
     "sft",
     "grpo",
     "ask",
+    "export",
     "scene",
     "fit",
     "bench",
@@ -42,6 +44,8 @@ COMMANDS = (
     "replay import",
     "replay stats",
     "serve",
+    "world",
+    "world index",
 )
 
 
@@ -254,6 +258,25 @@ def test_serve_on_a_port_that_cannot_be_used(port: str, capsys: pytest.CaptureFi
         number = str(taken.getsockname()[1]) if port == "taken" else port
         assert cli.main(["serve", "--port", number]) == 2
     assert f"the port {number} cannot be used" in sentence(capsys)
+
+
+def test_a_world_is_made_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pages, pictures = write_sources(tmp_path)
+    command = ["world", "index", "--pages", str(pages), "--pictures", str(pictures), "--to", str(tmp_path / "my.world")]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'my.world'}: 29 pages, 11 pictures by thumbnails.\n"
+    assert cli.main(command) == 2
+    assert "my.world is there already: delete it, or choose another name." in sentence(capsys)
+    assert cli.main([*command[:-1], str(tmp_path / "b"), "--vectors", "none/such"]) == 2
+    assert "The vision model none/such cannot be loaded" in sentence(capsys)
+    assert cli.main([*command[:3], str(tmp_path / "no.jsonl"), *command[4:-1], str(tmp_path / "b")]) == 1
+    assert "no.jsonl: No such file" in sentence(capsys)
+    assert not (tmp_path / "b").exists()
+
+
+def test_serve_of_a_folder_that_is_no_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--world", str(tmp_path)]) == 2
+    assert "world.json is not there: make the world with `mmsr world index`" in sentence(capsys)
 
 
 def test_serve_answers_until_interrupted() -> None:

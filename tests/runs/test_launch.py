@@ -15,15 +15,18 @@ import pytest
 import torch
 from damage import cut_at_a_line, damage
 from safetensors.torch import load_file
+from small_fvqa import write
 from small_policy import tiny
 from torch.nn.functional import cosine_similarity
 
 from mmsr.ablation import oracle
+from mmsr.benchmarks.registry import training_questions
 from mmsr.data import Example, load_examples, save_examples, to_messages
-from mmsr.env import SearchEnv
+from mmsr.env import SearchEnv, Trajectory
 from mmsr.lab import open_tools
 from mmsr.policy import load_policy
 from mmsr.presets import get_preset
+from mmsr.protocol import Answer, Turn, render_turn
 from mmsr.results import read_metrics
 from mmsr.runs import command as cli
 from mmsr.runs import runner
@@ -160,6 +163,29 @@ def test_grpo_writes_its_table_once(two: Path, ranks: list[dict]) -> None:
     assert {f"grpo/{name}" for name in ("reward_first", "reward_last", "searches_last")} <= set(read_metrics(two))
 
 
+# --- a benchmark's own questions --------------------------------------------------------------------------------------
+
+
+def test_sft_and_grpo_on_a_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files, run = write(tmp_path / "fvqa" / "fvqa_train.parquet", range(60)), tmp_path / "run"
+    write(files / "fvqa_test.parquet", [7, 50], split="test")
+    asked = training_questions("fvqa_train", files, 8, seed=0)
+    said = [{"role": "assistant", "content": render_turn(Turn("So.", Answer(q.answer)))} for q in asked]
+    told = [[*to_messages(q, Trajectory(q.id), PRESET.prompts), turn] for q, turn in zip(asked, said)]
+    save_examples([Example(q, "search_free", messages) for q, messages in zip(asked, told)], run / "data", {})
+    for command in (["sft"], ["grpo", "-p", "grpo_steps=1"]):
+        parameters = ["-p", "train_benchmark=fvqa_train", "-p", f"train_dir={files}"]
+        assert cli.main([*command, "--preset", "smoke", "--run", str(run), *parameters]) == 0
+    found = read_metrics(run)
+    assert found["sft/val/accuracy"].n == 10 and found["grpo/reward_last"].n == 1
+    write(files / "fvqa_test.parquet", range(1, 60), split="test")  # all but one
+    assert cli.main(["grpo", "--preset", "smoke", "--run", str(run), *parameters]) == 2
+    assert "10 of 10 questions of fvqa_train are refused: " in capsys.readouterr().err
+    (files / "fvqa_train.parquet").write_bytes(b"no table")
+    assert cli.main(["grpo", "--preset", "smoke", "--run", str(run), *parameters]) == 2
+    assert "fvqa_train.parquet: expected a parquet file that is whole" in capsys.readouterr().err
+
+
 # --- what is divided, and what is refused -----------------------------------------------------------------------------
 
 
@@ -186,7 +212,8 @@ def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPat
     [
         (["sft"], "holds no finished data set: run notebook 01 first"),
         (["sft", "--preset", "huge"], "no preset 'huge': use one of tiny, smoke"),
-        (["sft", "-p", "kl=0"], "There is no parameter 'kl': there are none; in sizes name, policy"),
+        (["sft", "-p", "kl=0"], "There is no parameter 'kl': there are train_benchmark, train_dir; in sizes name"),
+        (["sft", "-p", "train_benchmark=okvqa", "-p", "train_dir=."], "okvqa is there to test, not to train on"),
         (["grpo"], "is not there: run notebook 02 first"),
         (["grpo", "-p", "seed=1"], "The parameter seed is set by --seed"),
         (["grpo", "-p", "kl=much"], "03_grpo: kl must be a number, not 'much'"),

@@ -58,6 +58,13 @@ def test_a_dictionary_may_be_given_whole_and_is_merged(notebook: Notebook, text:
     }
 
 
+@pytest.mark.parametrize("text", ['{"max_tokens": 50, "top_p": 0.5}', {"max_tokens": 50, "top_p": 0.5}])
+def test_a_roles_own_settings_are_a_dictionary(notebook: Notebook, text: Any) -> None:
+    assert values(notebook, judge="m", judge_llm=text)["outside"]["judge_llm"] == {"max_tokens": 50, "top_p": 0.5}
+    with pytest.raises(ValueError, match="judge_llm takes a dictionary such as"):
+        values(notebook, judge_llm="50")
+
+
 def test_a_path_is_given_from_here_and_reaches_the_notebook(notebook: Notebook) -> None:
     where = {"mode": "record", "record": "a.sqlite", "search": "milvus", "search_url": "x/world.db"}
     assert values(notebook, policy="qwen", adapters="../runs/a", **where) == {
@@ -99,7 +106,9 @@ def test_what_cannot_be_is_said_in_a_sentence(notebook: Notebook, given: dict, s
 
 def test_fields_say_what_is_alike_and_what_may_change() -> None:
     assert marked(Preset, "alike") == {"policy", "revision", "four_bit"}
-    assert marked(Outside, "loose") == {"budget_calls", "budget_money", "teacher_workers", "llm_url", "llm_max_tokens"}
+    llm = {"llm_url", "llm_max_tokens", "teacher_llm", "judge_llm", "summary_llm"}
+    assert marked(Outside, "loose") == {"budget_calls", "budget_money", "teacher_workers"} | llm
+    assert marked(Preset, "loose") == {"report_to"}
     first, second = (flat("tiny", {"kl": 0.1, "sizes": sizes}) for sizes in ({}, {"policy": "tiny"}))
     assert first == second and first["kl"] == 0.1 and first["search"] == "local"
 

@@ -18,6 +18,7 @@ from sample_run import eval_rows, hostile_trajectory, trajectory, write_csv, wri
 
 from mmsr.evaluate import HABITS, HALVES
 from mmsr.results import CROPS, WORKFLOWS, read_metrics
+from mmsr.reward import SUPPORT
 from mmsr.show import figures
 from mmsr.show.charts import TEXTS, running_mean
 from mmsr.show.figures import sample
@@ -138,7 +139,7 @@ def test_the_smallest_run_is_drawn_too(own_run: Path) -> None:
 
 
 def test_workflows_crops_and_types_have_words_and_no_others_do() -> None:
-    keys = {*WORKFLOWS, *CROPS, *TYPES}
+    keys = {*WORKFLOWS, *CROPS, *TYPES, *SUPPORT}
     assert WORDS.keys() <= keys
     assert len({word(key) for key in keys}) == len(keys)
     assert word("time_sensitive") == "Time sensitive"

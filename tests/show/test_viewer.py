@@ -83,6 +83,17 @@ def test_a_trajectory_shows_turns_crop_and_verdict() -> None:
     assert "gold at 1" in seen.text
 
 
+def test_a_trajectory_shows_the_pages_that_its_answer_stands_on() -> None:
+    page = {"turn": 2, "rank": 1, "id": "a", "title": "<b>A", "url": "https://x.org/", "distrusted": True}
+    local = page | {"rank": 0, "title": "", "url": "", "distrusted": False}
+    row = {"trajectory": {"turns": [], "answer": "Nairobi"}, "support": {"label": "supported", "pages": [page, local]}}
+    seen = Elements(trajectory_html(row, Image.new("RGB", (9, 9))))
+    assert [attrs["href"] for tag, attrs in seen.found if tag == "a"] == ["https://x.org/"] and not seen.unbalanced
+    assert "<b>A turn 2, page 1, distrusted" in seen.text and "turn 2, the summary" in seen.text
+    row["support"] = {"label": "unsupported", "pages": []}
+    assert "no page that was read" in trajectory_html(row, Image.new("RGB", (9, 9)))
+
+
 def test_any_picture_and_a_bare_trajectory_are_enough() -> None:
     picture = Image.new("RGBA", (3000, 1000), "red")
     html = trajectory_html({"trajectory": {"task_id": "", "turns": []}}, picture)

@@ -25,7 +25,6 @@ from mmsr.files import write_json
 from mmsr.policy import Policy, load_policy
 from mmsr.reward import exact_match
 from mmsr.tools.ground import BaseGrounder, iou
-from mmsr.tools.image import LocalImageSearch
 from mmsr.world.photo import draw_photo
 from mmsr.world.questions import ABOUT_COUNTRY, Question, make_questions
 from mmsr.world.relations import RELATIONS
@@ -51,7 +50,7 @@ def locating(policy: Policy, n: int, photo: bool) -> dict[str, float]:
     That is how often the crop finds the flag's own country; `gold` is what it is with the true boxes.
     """
     rng, grounder, world = random.Random(1), BaseGrounder(policy), load_world()
-    isos, search = [country.iso for country in world.by_split("test")], LocalImageSearch(world).search
+    isos, search = [country.iso for country in world.by_split("test")], world.picture_search().search
     draw, most = (draw_photo, 5) if photo else (draw_scene, 4)
     scenes = [draw(world, rng.sample(isos, rng.randint(2, most)), 910_000 + i) for i in range(n)]
     skills = {}

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from mmsr.base.reading import NOT_FOUND, TAUGHT, Lesson, fact_of, lesson_name, open_topic, pages_of, spaced, value_like
 from mmsr.tools.summary import ExtractiveSummariser
-from mmsr.tools.text import LocalTextSearch
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_EDGE, ABOUT_FLAG, POINTING
 from mmsr.world.relations import EDGES
 from mmsr.world.scenes import Scene
@@ -49,7 +48,7 @@ class Relays:
     def __init__(self, count_tokens: Callable[[str], int], split: str = "train"):
         self.world, self.countries = load_world(), load_world().by_split(split)
         pages = {page.id: page for country in self.countries for page in pages_of(country)}
-        self.engine = LocalTextSearch(replace(self.world, pages=pages))
+        self.engine = replace(self.world, pages=pages).text_search()
         self.count_tokens = functools.lru_cache(maxsize=50_000)(count_tokens)
 
     def draw(self, scene: Scene, rng: random.Random, kind: str = "") -> list[Lesson]:

@@ -175,15 +175,20 @@ def any_suffix(stem: Path) -> list[Path]:
     return [stem.with_name(stem.name + suffix) for suffix in SUFFIXES]
 
 
+def located(drafts: Sequence[Draft]) -> list[Path | None]:
+    """Where the pictures of drafts lie, those of parquet files unpacked; None for one that is not there."""
+    unpacked = _unpack({places[0] for _, places in drafts if places[0].parent.parent.suffix == ".parquet"})
+    lying = (next((place for place in places if os.path.isfile(place)), None) for _, places in drafts)
+    return [unpacked.get(places[0]) or place for (_, places), place in zip(drafts, lying)]
+
+
 def settle(drafts: Sequence[Draft]) -> list[BenchmarkItem]:
     """The items with their pictures' paths, each picture looked at: better now than after hours of other workflows.
 
     Raises BenchmarkError for the first picture that is not there or cannot be read, naming its question.
     """
-    unpacked = _unpack({places[0] for _, places in drafts if places[0].parent.parent.suffix == ".parquet"})
     items, seen = [], set()
-    for item, places in drafts:
-        picture = unpacked.get(places[0]) or next((place for place in places if os.path.isfile(place)), None)
+    for (item, places), picture in zip(drafts, located(drafts)):
         if picture is None:
             others = f", or one of {len(places) - 1} other spellings of it" if places[1:] else ""
             raise BenchmarkError(f"The picture of question {item.id} is missing: expected {places[0]}{others}.")

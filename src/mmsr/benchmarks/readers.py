@@ -119,8 +119,8 @@ def dynvqa(data_dir: Path) -> Iterator[Draft]:
 
 
 def fvqa(data_dir: Path, split: str = "test") -> Iterator[Draft]:
-    """FVQA (MMSearch-R1): the question is the user's turn of the prompt, the golds ground truth and candidates."""
-    for row in rows(data_dir / f"fvqa_{split}.parquet"):
+    """FVQA (MMSearch-R1), or a file in its format: the question is the user's turn, the golds truth and candidates."""
+    for row in rows(data_dir if data_dir.is_file() else data_dir / f"fvqa_{split}.parquet"):
         turns = [turn for turn in row.rows("prompt") if turn.fields.get("role") == "user"]
         if len(turns) != 1:
             raise row.error(f"'prompt' with one turn of the user, got {len(turns)}")

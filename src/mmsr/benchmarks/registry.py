@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from mmsr.benchmarks import readers
 from mmsr.benchmarks import scores as rules
-from mmsr.benchmarks.files import BenchmarkError, BenchmarkItem, Draft, settle
+from mmsr.benchmarks.files import BenchmarkError, BenchmarkItem, Draft, located, settle
+from mmsr.files import sha256
 from mmsr.presets import ASSETS
 from mmsr.reward import LABELS, Label, exact_match
 from mmsr.stats import Interval, cluster_mean, cluster_ratio, harmonic_interval
@@ -58,14 +59,16 @@ class Benchmark:
     left_out: str = ""  # the kind of question that the published metric does not count
     beside: Mapping[str, Mark] = field(default_factory=dict)
 
-    def load(self, data_dir: Path, sample: int = 0, seed: int = 0) -> list[BenchmarkItem]:
+    def load(self, data_dir: Path, sample: int = 0, seed: int = 0, used: Collection[str] = ()) -> list[BenchmarkItem]:
         """The questions in file order: `sample` of them drawn with the seed, or the paper's number where it is 0.
 
-        BenchmarkError where files, rows, or pictures of the drawn questions are not as published.
+        None is of a cluster in `used`. BenchmarkError where files, rows, or pictures of the drawn questions are not as
+        published.
         """
-        drafts = list(self.read(data_dir))
+        drafts = [draft for draft in self.read(data_dir) if draft[0].cluster not in used]
         if not drafts:
-            raise BenchmarkError(f"{data_dir} holds no question of {self.name}: expected at least one.")
+            beside = " that is not in use" if used else ""
+            raise BenchmarkError(f"{data_dir} holds no question of {self.name}{beside}: expected at least one.")
         size = sample or self.drawn or len(drafts)
         if size < len(drafts):
             drafts = [drafts[i] for i in sorted(random.Random(seed).sample(range(len(drafts)), size))]
@@ -164,13 +167,16 @@ _ALL = (
     Benchmark("fvqa_train", "fvqa_exact_match", partial(readers.fvqa, split="train"), _by(rules.squad_mark, "golds")),
 )
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
+# Training splits, and by which benchmark they are tested, whose file lies in the same folder.
+TESTED = {"infoseek_train": ("infoseek", "infoseek_val.jsonl"), "fvqa_train": ("fvqa", "fvqa_test.parquet")}
 
 
 def check_benchmark(name: str, data_dir: str | Path, sample: int = 0) -> Benchmark:
     """The benchmark of that name. BenchmarkError, before anything is read, where it, its folder or a sample is none."""
     if name not in BENCHMARKS:
         raise BenchmarkError(f"There is no benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}.")
-    if not str(data_dir) or not Path(data_dir).is_dir():
+    file = name.startswith("fvqa") and Path(data_dir).suffix == ".parquet" and Path(data_dir).is_file()
+    if not str(data_dir) or not (file or Path(data_dir).is_dir()):
         which = f"the files of {name}: {str(data_dir)!r} is none. It holds {PUBLISHED[name]['holds']}."
         raise BenchmarkError(f"data_dir must be the folder with {which}")
     if sample < 0:
@@ -178,9 +184,38 @@ def check_benchmark(name: str, data_dir: str | Path, sample: int = 0) -> Benchma
     return BENCHMARKS[name]
 
 
-def training_questions(name: str, data_dir: str | Path, sample: int, seed: int) -> list[FileQuestion]:
-    """Questions of a training split, their taxonomy for a labeller to fill. Raises BenchmarkError."""
-    return [item.asked() for item in check_benchmark(name, data_dir, sample).load(Path(data_dir), sample, seed)]
+def check_training(name: str, data_dir: str | Path, sample: int = 0) -> Benchmark:
+    """As `check_benchmark`, of a training split. BenchmarkError for a benchmark that is there to test."""
+    benchmark = check_benchmark(name, data_dir, sample)
+    if name not in TESTED:
+        raise BenchmarkError(f"{name} is there to test, not to train on: train_benchmark is {' or '.join(TESTED)}.")
+    return benchmark
+
+
+def training_questions(
+    name: str, data_dir: str | Path, sample: int, seed: int, used: Collection[str] = ()
+) -> list[FileQuestion]:
+    """Questions of a training split, their taxonomy for a labeller to fill; none is of an entity in `used`.
+
+    What stands in the evaluation split of the same folder, by identifier or picture, is refused, and the count told.
+    Raises BenchmarkError, also where nothing is left.
+    """
+    items = check_training(name, data_dir, sample).load(Path(data_dir), sample, seed, used)
+    folder, (test, file) = Path(data_dir) if Path(data_dir).is_dir() else Path(data_dir).parent, TESTED[name]
+    if not (folder / file).is_file():
+        print(f"{folder / file} is not there: {name} was not held against its questions.", flush=True)
+        return [item.asked() for item in items]
+    drafts = list(BENCHMARKS[test].read(folder))
+    names, sizes = {item.id for item, _ in drafts}, {item.picture.stat().st_size for item in items}
+    alike = {picture for picture in located(drafts) if picture and picture.stat().st_size in sizes}
+    hashes = {sha256(picture) for picture in alike}  # of no other can be one that is the same
+    kept = [item for item in items if item.id not in names and sha256(item.picture) not in hashes]
+    if told := len(items) - len(kept):
+        said = f"{told} of {len(items)} questions of {name} are refused: their identifier or picture is in {file}"
+        if not kept:
+            raise BenchmarkError(f"{said}, and nothing is left to train on.")
+        print(f"{said}.", flush=True)
+    return [item.asked() for item in kept]
 
 
 def open_benchmark(name: str, data_dir: str | Path, sample: int, seed: int, block: int) -> Exam:

@@ -16,7 +16,6 @@ import contextlib
 import copy
 import sys
 import tempfile
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -33,13 +32,14 @@ from mmsr.ablation import needing_crop, oracle
 from mmsr.data import Example, to_messages
 from mmsr.decode import Decoder, Row
 from mmsr.env import SearchEnv, Tools
+from mmsr.gpu.cost import operations, rated
 from mmsr.gpu.device import device, versions
-from mmsr.gpu.fit import GIB, PATCH, PUBLISHED, ROLLOUT, STAGES, UPDATE, Memory, Stage, memory_of, plan
+from mmsr.gpu.fit import GIB, PUBLISHED, ROLLOUT, STAGES, UPDATE, Memory, Stage, memory_of, plan
 from mmsr.gpu.meter import DECODE, GROUNDING, PREFILL, REFERENCE, TOOLS, Meter
 from mmsr.grpo import train_grpo
 from mmsr.lab import open_tools
 from mmsr.policy import TINY_DIR, Policy, add_lora, best_device, load_processor
-from mmsr.presets import ASSETS, Preset, get_preset
+from mmsr.presets import Preset, get_preset
 from mmsr.protocol import Answer, ImageSearch, TextSearch, Turn, render_turn
 from mmsr.sft import train_sft
 from mmsr.task import Task
@@ -191,7 +191,7 @@ def random_policy(config: Qwen2_5_VLConfig, preset: Preset) -> Policy:
         model = Qwen2_5_VLForConditionalGeneration._from_config(copy.deepcopy(config), dtype=torch.bfloat16)
     processor = load_processor("tiny")
     if preset.max_pixels:
-        processor.image_processor.patch_size = PATCH
+        processor.image_processor.patch_size = config.vision_config.patch_size
         processor.image_processor.size = {"shortest_edge": preset.max_pixels, "longest_edge": preset.max_pixels}
     return Policy(model.requires_grad_(False).eval(), processor, "random")
 
@@ -211,9 +211,8 @@ def written_turns(policy: Policy, new_tokens: int) -> list[list[int]]:
 def peak_flops() -> tuple[float, str]:
     """Operations a second of the device in bf16, and where that number is from."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    for known, value in tomllib.loads((ASSETS / "gpu" / "teraflops.toml").read_text(encoding="utf-8")).items():
-        if known in name:
-            return value * 1e12, f"the vendor's, for {known}, dense bf16"
+    if known := rated(name):
+        return known[1], f"the vendor's, for {known[0]}, dense bf16"
     side = 8192 if name else 1024
     a, b = (torch.randn(side, side, device=best_device(), dtype=torch.bfloat16) for _ in range(2))
     product = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
@@ -227,12 +226,9 @@ def speed(meter: Meter, weights: dict[str, int], flops: float) -> dict[str, Any]
     The head counts at every position of a training pass, as in 6·N, though TRL skips those without a label.
     """
     seconds, positions, steps = meter.seconds, meter.positions, meter.steps
-    matrices, head, vision = (2 * weights[part] for part in ("matrices", "head", "vision"))
     scored = positions | {kind: meter.rows[kind] for kind in (ROLLOUT, PREFILL, DECODE)}  # a row's last position alone
-    forward = Counter(
-        {kind: matrices * positions[kind] + head * scored[kind] + vision * meter.patches[kind] for kind in positions}
-    )
-    backward = (matrices + head) * positions[UPDATE]
+    forward = Counter({p: operations(weights, positions[p], scored[p], meter.patches[p]) for p in positions})
+    backward = operations(weights, positions[UPDATE], positions[UPDATE])
 
     def rates(operations: int, taken: float) -> dict[str, float]:
         return {"tokens_per_second": positions[UPDATE] / taken, "mfu": operations / (taken * flops)}

@@ -1,6 +1,6 @@
 """Does training a preset fit a GPU, and with which settings? Arithmetic: nothing is made or downloaded.
 
-    mmsr fit --preset qwen7b --gpu-gb 24 [--json]
+    mmsr fit --preset qwen7b --gpu-gb 24 -p search=serper [--gpu "RTX 3090"] [--json]
     fit(get_preset("qwen7b"), 24)["grpo"]["changes"]                                # what to give up
     fit(get_preset("qwen7b"), 24)["run"]                                            # the command that does so
     memory_of("Qwen/Qwen2.5-VL-7B-Instruct").update(Pass(1, 5000, patches=2048))    # bytes by term
@@ -9,8 +9,8 @@ Lengths are the longest that the preset's budgets allow, for it is the longest b
 peak mostly lies in the last turn of its rollouts (decode.py): every open row of the step keeps its keys and values from
 turn to turn, and `rollout_rows` of them write at a time, on a copy. What comes before is smaller and not counted: the
 vision encoder and the prompts, when no row has read a page yet; crops, which are located in an episode's first turns;
-the reference's pass, an update without gradients. The factors are for bf16 with checkpointing, read off the tensors
-alive in a step; tests/gpu holds them to measured peaks.
+the reference's pass, an update without gradients; what Qwen3-VL adds to pictures in its first layers. The factors are
+for bf16 with checkpointing, read off the tensors alive in a step; tests/gpu holds them to measured peaks.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import copy
 import functools
 import itertools
 import json
+import shlex
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jinja2 import Template
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
 from mmsr.decode import PICTURES
 from mmsr.env import MAX_TURNS
@@ -41,10 +43,8 @@ CONTEXT = GIB // 2  # CUDA, cuBLAS and compiled kernels
 FRAGMENTS = 0.10  # of all but the weights: what the caching allocator cannot use. An allowance, not measured
 CHARACTERS_PER_TOKEN = 3.5  # English in Qwen's tokens; a little low, so that lengths come out a little long
 SEARCHES, TURN_TOKENS = 3, 150  # of the teacher's longest episode, which SFT learns
-COMPLETIONS = (6144, 4096)  # shorter ones; with fewer than three searches and their results an agent cannot work
 
 GROUP = 8  # rows of a GRPO update that are computed together: with_trl.ROWS, named here to leave TRL unloaded
-PATCH = 14  # pixels; two by two patches make a token
 TILE = (4096, 32768)  # positions and words of TRL's fused head (trl.kernels.chunked_logprob)
 FOLD = 29  # bytes a cell by which a CPU, without Triton, folds a tile: seven fp32 copies and a mask
 NF4 = 0.5 + 0.0159  # bytes a weight: 4 bits, and scales that are quantised themselves
@@ -52,12 +52,12 @@ NF4 = 0.5 + 0.0159  # bytes a weight: 4 bits, and scales that are quantised them
 PUBLISHED = tomllib.loads((ASSETS / "gpu" / "models.toml").read_text(encoding="utf-8"))  # sizes by policy
 
 
-def published_config(policy: str) -> Qwen2_5_VLConfig:
+def published_config(policy: str) -> PreTrainedConfig:
     """The published sizes, with the numbers of the tiny base's special tokens, in which `bench` writes."""
     sizes, tiny = copy.deepcopy(PUBLISHED[policy]), json.loads((TINY_DIR / "config.json").read_text(encoding="utf-8"))
     for to, numbers in ((sizes, tiny), (sizes["text_config"], tiny["text_config"])):
         to |= {name: number for name, number in numbers.items() if name.endswith("_token_id")}
-    return Qwen2_5_VLConfig(**sizes)
+    return AutoConfig.for_model(**sizes)
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,9 @@ class Memory:
     hold and LoRA adapts, the head, the vision encoder.
     """
 
-    def __init__(self, config: Qwen2_5_VLConfig):
+    def __init__(self, config: PreTrainedConfig):
         with torch.device("meta"):
-            model = Qwen2_5_VLForConditionalGeneration(config)
+            model = AutoModelForImageTextToText.from_config(config)
         model.tie_weights()
         layers = model.model.language_model.layers
         matrices = [weight for weight in layers.parameters() if weight.dim() == 2]
@@ -101,7 +101,10 @@ class Memory:
         self.weights = {name: sum(weight.numel() for weight in part) for name, part in parts.items()}
         self.config, self.vision, text = config, config.vision_config, config.get_text_config()
         self.hidden, self.inner, self.words = text.hidden_size, text.intermediate_size, text.vocab_size
-        self.kv, self.layers = layers[0].self_attn.k_proj.out_features, len(layers)
+        attention, self.layers = layers[0].self_attn, len(layers)
+        self.queries, self.kv = attention.q_proj.out_features, attention.k_proj.out_features
+        self.normed = hasattr(attention, "q_norm")  # queries and keys, as Qwen3-VL does
+        self.parts = 1 + len(getattr(self.vision, "deepstack_visual_indexes", ()))  # of a picture's features
         self._sides = sum(sum(matrix.shape) for matrix in matrices)
 
     def lora(self, r: int) -> int:
@@ -125,7 +128,8 @@ class Memory:
         """
         hidden, seen = self.hidden, shape.tokens if shape.written is None else shape.written
         scored = min(seen, TILE[0])
-        repeated = 4 * (hidden - self.kv) if shape.padded else 0
+        heads = (5 * self.queries + 4 * self.kv) * (1 + self.normed)
+        repeated = 4 * (self.queries - self.kv) if shape.padded else 0
         folding = FOLD * scored * min(TILE[1], self.words) if cpu else 0
         kept = {
             "checkpoints": shape.tokens * 2 * hidden * (self.layers + 1),
@@ -134,7 +138,7 @@ class Memory:
         }
         tokens = min(shape.rows, group or shape.rows) * shape.positions
         moments = {
-            "one layer backwards": tokens * (33 * hidden + 4 * self.kv + 14 * self.inner + repeated) + 2 * shape.square,
+            "one layer backwards": tokens * (28 * hidden + heads + 14 * self.inner + repeated) + 2 * shape.square,
             "logits, in tiles": 2 * scored * TILE[1] + folding + 12 * seen * hidden,  # and their states and gradients
         }
         return kept | _largest(moments)
@@ -143,14 +147,14 @@ class Memory:
         """What the last turn of the longest episodes holds at its peak, beside what stays.
 
         All rows of the `step` hold their keys and values; those `writing` have a copy with room for the turn. First
-        `read` tokens of each pass a layer at once, and its keys and values are repeated for every head; later a quarter
-        of the rows has ended, and what the others hold is copied once more.
+        `read` tokens of each pass a layer at once, and its keys and values are repeated for every head; the rows do not
+        hold theirs of these tokens yet. Later a quarter of the rows has ended, and what the others hold is copied.
         """
         cache, columns, new = 4 * self.kv * self.layers, writing * step.positions, writing * read
-        mask = new * step.positions
+        mask, heads = new * step.positions, 6 * self.hidden + 4 * self.queries
         moments = {
-            "one layer forwards": new * (12 * self.hidden + 8 * self.inner) + mask,
-            "all heads' keys and values": columns * 4 * self.hidden + new * 10 * self.hidden + 3 * mask,
+            "one layer forwards": new * (12 * self.hidden + 8 * self.inner - cache) + mask,
+            "all heads' keys and values": columns * 4 * self.queries + new * (heads - cache) + 3 * mask,
             "rows that go on": writing * 3 // 4 * step.positions * cache,
         }
         kept = {"keys and values": step.tokens * cache, "those of rows that write": columns * cache}
@@ -163,7 +167,7 @@ class Memory:
     def features(self, preset: Preset, patches: int) -> int:
         """Of the pictures that the decoder remembers, so many patches each; four of them make a token."""
         pictures = min(PICTURES, preset.grpo_questions * preset.grpo_steps)
-        return pictures * patches // 4 * 2 * self.hidden
+        return pictures * patches // 4 * 2 * self.hidden * self.parts
 
     def phases(self, stage: Stage, preset: Preset, step: Pass, micro: Pass, cpu: bool) -> dict[str, dict[str, int]]:
         """Bytes by term at the highest of each phase: `step` has all rows at once, `micro` those of a backward pass.
@@ -206,7 +210,7 @@ def read_at_once(preset: Preset) -> int:
 
 def longest(stage: Stage, preset: Preset) -> tuple[Pass, Pass]:
     """All rows of a step, and those of one backward pass, at their longest."""
-    patches = preset.max_pixels // PATCH**2
+    patches = preset.max_pixels // memory_of(preset.policy).vision.patch_size ** 2
     prompt = prompt_tokens(preset.prompts.first_turn) + patches // 4
     if stage == "sft":
         rows, positions = preset.sft_batch, prompt + SEARCHES * read_at_once(preset) + (SEARCHES + 1) * TURN_TOKENS
@@ -236,11 +240,10 @@ def plan(
     The last of the choices are given up first. Fewer rows at once, in rollouts and in a backward pass, cost time and
     change nothing but rounding. Then comes the base in 4 bits, then half of a picture's pixels: these change a little
     what the policy is and sees. The paper's batch of questions, from which every step's gradient is taken, is halved
-    only after them; shorter episodes come last, for with fewer searches it is another task that is learnt.
+    only after them. Episodes are not shortened: with fewer searches it is another task that is learnt.
     """
-    grpo, shorter = stage == "grpo", [length for length in COMPLETIONS if length < preset.completion_tokens]
+    grpo = stage == "grpo"
     choices = {
-        "completion_tokens": [preset.completion_tokens, *(shorter if grpo else [])],
         "grpo_questions": halves(preset.grpo_questions) if grpo else [preset.grpo_questions],
         "max_pixels": [preset.max_pixels, preset.max_pixels // 2],
         "four_bit": [False, True] if four_bit and not preset.four_bit else [preset.four_bit],
@@ -262,34 +265,27 @@ def halves(size: int) -> list[int]:
     return [size >> times for times in range(size.bit_length())]
 
 
-def fit(preset: Preset, gpu_gb: float) -> dict[str, Any]:
+def fit(preset: Preset, gpu_gb: float, given: Mapping[str, str] | None = None) -> dict[str, Any]:
     """What SFT and GRPO take on a GPU of `gpu_gb` GiB, in bytes, what of the preset must change, and the `run` for it.
 
-    Raises ValueError for a policy of unknown sizes.
+    `given` are the run's other parameters. Raises ValueError for a policy of unknown sizes.
     """
     memory, usable = memory_of(preset.policy), round(USABLE * gpu_gb * GIB)
     weights = memory.weights | {"lora": memory.lora(preset.lora_r)}
     found = {"preset": preset.name, "policy": preset.policy, "weights": weights, "usable_bytes": usable}
     plans = {stage: plan(stage, preset, usable)[1] for stage in STAGES}
-    return found | plans | {"run": run_command(preset.name, plans)}
-
-
-def run_command(preset: str, plans: dict[Stage, dict[str, Any]]) -> str:
-    """The run of all stages that fit; nothing where SFT, which comes first, does not.
-
-    A run has one value of a setting: where stages differ it is the leaner, which fits both.
-    """
     fitting = list(itertools.takewhile(lambda stage: plans[stage]["fits"], STAGES))
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {}  # a run has one of a setting: where stages differ the leaner, which fits both
     for key, change in (pair for stage in fitting for pair in plans[stage]["changes"].items()):
         values[key] = min(change["to"], values.get(key, change["to"]))  # a base is changed to 4 bits, never from them
-    settings = "".join(f" -p {key}={str(value).lower()}" for key, value in values.items())
-    notebooks = "" if len(fitting) == len(STAGES) else " 01 02"
-    return f"mmsr run{notebooks} --preset {preset}{settings}" if fitting else ""
+    asked = dict(given or {}) | {key: str(value).lower() for key, value in values.items()}
+    pairs = "".join(f" -p {shlex.quote(f'{key}={value}')}" for key, value in asked.items())
+    run = f"mmsr run{'' if len(fitting) == len(STAGES) else ' 01 02'} --preset {preset.name}{pairs}" if fitting else ""
+    return found | plans | {"settings": values, "run": run}
 
 
 def as_table(found: dict[str, Any], gpu_gb: float) -> str:
-    """What `fit` found as a small table, and what to change: assets/gpu/fit.txt, filled in."""
+    """What `fit` and `cost.told` found as small tables, and what to change: assets/gpu/fit.txt, filled in."""
     text = (ASSETS / "gpu" / "fit.txt").read_text(encoding="utf-8")
     table = Template(text, trim_blocks=True, lstrip_blocks=True)
     return table.render(found, plans={stage: found[stage] for stage in STAGES}, gpu_gb=gpu_gb, usable=USABLE, gib=GIB)

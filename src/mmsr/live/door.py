@@ -27,6 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import quote, quote_plus
@@ -98,6 +99,7 @@ class Door:
     mode: Mode = "live"
     file: Path | None = None
     budget: Budget = field(default_factory=Budget)
+    days: float = 0.0  # a recording asks again what its record has held for longer; 0: none
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -107,6 +109,8 @@ class Door:
                 raise ValueError(f"Mode {self.mode!r} needs the file of a record.")
             with opened(self.file, write=self.mode == "record"):
                 pass  # fails now rather than at the first question
+        since = datetime.now(UTC) - timedelta(self.days)  # the same for all of this run
+        self._since = since.isoformat(timespec="seconds") if self.days else ""
         self.asked: Counter[str] = Counter()  # calls by back end, however they were answered: alike in every mode
         self.failed: Counter[str] = Counter()  # those of them that gave no answer, such as pages that were not read
         self._counting = threading.Lock()
@@ -148,12 +152,13 @@ class Door:
                 asked = f"{call.backend} {call.path} {short(json.dumps(call.body, ensure_ascii=False), 160)}"
                 said = f"The record {self.file} has no answer to {asked} (key {key[:12]})"
                 raise ReplayMiss(f"{said}: record it, or ask what was asked then.")
-            if self.mode == "record" and (kept is None or (kept.error and key not in self._in_vain)):
+            doubted = kept and (kept.error or kept.created < self._since) and key not in self._in_vain
+            if self.mode == "record" and (kept is None or doubted):
                 started = time.monotonic()
                 outcome = _outcome(call, ask)
                 if outcome.error:
                     self._in_vain.add(key)
-                kept = save(self.file, call, outcome, time.monotonic() - started)
+                kept = save(self.file, call, outcome, time.monotonic() - started, self._since)
             return kept
 
 

@@ -17,7 +17,6 @@ import base64
 import contextlib
 import html
 import io
-import itertools
 import json
 import logging
 import os
@@ -38,7 +37,7 @@ from mmsr.live.limits import BadAnswer, Limits, Refused, Unavailable
 from mmsr.live.record import Call
 from mmsr.live.wire import bounded, is_address
 from mmsr.presets import ASSETS
-from mmsr.tools.base import KEYS, Hit, ToolError, in_parallel
+from mmsr.tools.base import Hit, ToolError, in_parallel
 from mmsr.tools.picture import flat, picture_key
 
 LEAST = 10  # results asked for at least: engines charge by the call, and a record then serves every smaller k
@@ -197,14 +196,7 @@ def decode(body: bytes, header: str) -> str:
 
 def with_pages(hits: Sequence[Hit], reader: PageReader) -> list[Hit]:
     """The hits with their pages' text, read side by side; a page that cannot be read leaves its hit the snippet."""
-    noted: list[list[str]] = [[] for _ in hits]
-
-    def read(rank: int) -> str:
-        with KEYS.heard() as noted[rank]:
-            return reader.read(hits[rank].url) if hits[rank].url else hits[rank].text
-
-    texts = in_parallel(read, range(len(hits)), len(hits))
-    KEYS.note(*itertools.chain(*noted))  # in the hits' order: a replayed trajectory logs the same
+    texts = in_parallel(lambda hit: reader.read(hit.url) if hit.url else hit.text, hits, len(hits))
     for hit, text in zip(hits, texts):
         if isinstance(text, ToolError):
             logger.info("page of %s not read: %s", hit.id, text)

@@ -29,10 +29,9 @@ import numpy as np
 
 from mmsr.live.door import short
 from mmsr.live.limits import Unavailable
-from mmsr.tools.base import Hit, ToolError
-from mmsr.tools.image import embed, flag_vectors
+from mmsr.tools.base import Corpus, Hit, ToolError
 from mmsr.tools.text import K1, B, page_words, words
-from mmsr.world.snapshot import Page, World
+from mmsr.world.snapshot import Page
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient
@@ -183,7 +182,7 @@ def index_pages(collection: Collection, pages: Iterable[Page]) -> None:
     collection.fill((page.id, page.title, page.text, weigh(page)) for page in pages)
 
 
-def world_text_search(world: World, uri: str) -> Collection:
+def world_text_search(world: Corpus, uri: str) -> Collection:
     """The world's pages on the Milvus at `uri`; they are put there first where it has not got them."""
     pages = list(world.pages.values())
     collection = Collection(uri, "pages_" + _digest([(K1, B), *pages]))
@@ -192,13 +191,13 @@ def world_text_search(world: World, uri: str) -> Collection:
     return collection.load()
 
 
-def world_image_search(world: World, uri: str) -> Collection:
-    """The world's flags on the Milvus at `uri`; they are put there first where it has not got them."""
-    vectors = flag_vectors(world)
-    name = "pictures_" + _digest(world.flags, vectors.tobytes())
-    collection = Collection(uri, name, vectors.shape[1], embed)
+def world_image_search(world: Corpus, uri: str) -> Collection:
+    """The world's pictures on the Milvus at `uri`; they are put there first where it has not got them."""
+    local = world.picture_search()
+    name = "pictures_" + _digest(world.flags, local.vectors.tobytes())
+    collection = Collection(uri, name, local.vectors.shape[1], local.embed)
     if not collection.exists():
-        collection.fill((flag.iso, flag.title, "", vector) for flag, vector in zip(world.flags, vectors))
+        collection.fill((flag.iso, flag.title, "", vector) for flag, vector in zip(world.flags, local.vectors))
     return collection.load()
 
 

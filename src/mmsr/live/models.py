@@ -118,7 +118,7 @@ class Chat:
             if not answer.text:
                 taken = f"{answer.finish[:40]!r} after {answer.prompt_tokens} + {answer.completion_tokens} tokens"
                 said = f"{self.role} ({model.model}) gave no text: it ended with {taken}"
-                raise BadAnswer(f"{said}. Raise llm_max_tokens, or name another model.")
+                raise BadAnswer(f"{said}. Raise llm_max_tokens, or the role's own, or name another model.")
             return text
 
         try:

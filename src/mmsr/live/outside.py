@@ -15,11 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 from pydantic import BaseModel, Field, model_validator
 
 from mmsr.files import write_json
 from mmsr.live.door import Door, Mode
 from mmsr.live.engines import IMAGE_ENGINES, TEXT_ENGINES, Engine, PageReader, WebSearch, moved, set_key
+from mmsr.live.fusion import Fused
 from mmsr.live.limits import Budget
 from mmsr.live.milvus import world_image_search, world_text_search
 from mmsr.live.models import Chat, ChatModel
@@ -27,14 +29,24 @@ from mmsr.live.roles import LLMSummariser, ModelJudge
 from mmsr.live.wire import is_address
 from mmsr.presets import Preset, get_preset, read_settings
 from mmsr.results import record_metrics
-from mmsr.tools.base import ImageRetriever, TextRetriever
-from mmsr.world.snapshot import World
+from mmsr.tools.base import Corpus, ImageRetriever, TextRetriever
 
 LOCAL, MILVUS = "local", "milvus"
+SEARCHES = (LOCAL, MILVUS, *TEXT_ENGINES)
+DOMAIN = re.compile(r"[\w-]+(\.[\w-]+)*")
 ADDRESS = re.compile(r"https?://[^/?#@\s]+(/[^?#\s]*)?")
 SPENT, USAGE = "outside/spent.json", "outside"  # within a run's folder
 PATH = {"path": True}  # what a field says of itself: where it holds no address, it is given from where the command runs
 LOOSE = {"loose": True}  # it may change when a run goes on
+ROLE = LOOSE | {"dictionary": True}  # and it is given as one
+
+
+class RoleModel(BaseModel, frozen=True, extra="allow", allow_inf_nan=False):
+    """What holds for the model of one role; any other key goes into each request, and null takes one out of it."""
+
+    price_in: float | None = Field(None, ge=0)
+    price_out: float | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=1)
 
 
 class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -43,11 +55,13 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     The keys of services come from the environment alone; at another address than an engine's own see `engines.moved`.
     """
 
-    search: Literal[LOCAL, MILVUS, *TEXT_ENGINES] = LOCAL
+    search: str = LOCAL  # one of SEARCHES, or several at once and fused, such as "serper+wikimedia"
     search_url: str = Field("", json_schema_extra=PATH)  # another address, such as that of `mmsr serve`; or Milvus
     picture_search: Literal[LOCAL, MILVUS, *IMAGE_ENGINES] = LOCAL
     picture_url: str = Field("", json_schema_extra=PATH)  # as search_url
+    world: str = Field("", json_schema_extra=PATH)  # what `mmsr world index` made, "" for flags × factbook
     read_pages: bool = True  # the pages that a web engine names, or their snippets have to do
+    distrusted: str = ""  # domains, such as "example.org example.net": an answer that they alone support is marked
     grounder: Literal["base", "dino"] = "base"  # the frozen policy, or Grounding DINO
     teacher: str = ""  # a model's name at the endpoint, "" for the script
     teacher_workers: int = Field(8, ge=1, json_schema_extra=LOOSE)  # episodes side by side
@@ -57,13 +71,23 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     llm_price_in: float = Field(0.0, ge=0)  # US dollars a million tokens
     llm_price_out: float = Field(0.0, ge=0)
     llm_max_tokens: int = Field(1024, ge=1, json_schema_extra=LOOSE)  # of a reply, with the thoughts before it
+    teacher_llm: RoleModel = Field(RoleModel(), json_schema_extra=ROLE)  # of that role alone: {"max_tokens": 8192}
+    judge_llm: RoleModel = Field(RoleModel(), json_schema_extra=ROLE)  # {"price_in": 1.25, "reasoning_effort": "low"}
+    summary_llm: RoleModel = Field(RoleModel(), json_schema_extra=ROLE)
     record: str = Field("", json_schema_extra=PATH)  # the file of the record
     mode: Mode = "live"  # see `live.door`
+    record_days: float = Field(0.0, ge=0, le=10_000, json_schema_extra=LOOSE)  # what is older is asked again; 0: none
     budget_calls: int = Field(0, ge=0, json_schema_extra=LOOSE)  # of the whole run; 0 for no limit
     budget_money: float = Field(0.0, ge=0, json_schema_extra=LOOSE)  # in US dollars
 
     @model_validator(mode="after")
     def _together(self) -> Outside:
+        names = self.search.split("+")
+        if {*names} - {*SEARCHES}:
+            known = ", ".join(map(repr, SEARCHES))
+            raise ValueError(f"outside: search must be {known}, or several of them joined by +, not {self.search!r}.")
+        if len(names) > 1 and (self.search_url or MILVUS in names or len({*names}) < len(names)):
+            raise ValueError(f"search={self.search}: each engine once, at its own address, and milvus only by itself.")
         for kind, key in (("search", "search_url"), ("picture_search", "picture_url"), ("llm", "llm_url")):
             url, engine = getattr(self, key), getattr(self, kind, "")
             if url and engine == LOCAL:
@@ -73,32 +97,41 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             if (url and not reachable) or (engine == MILVUS and not url):
                 file = ", or a file that ends in .db" if engine == MILVUS else ""
                 raise ValueError(f"{key} must be an address such as http://127.0.0.1:8765{file}, not {url!r}.")
+        if wrong := [name for name in self.distrusted.split() if not DOMAIN.fullmatch(name)]:
+            raise ValueError(f"distrusted must be domains such as 'example.org example.net', and {wrong[0]!r} is none.")
         if bool(self.record) == (self.mode == "live"):
             what = "names a file, but mode is live" if self.record else f"names no file, but mode is {self.mode}"
             raise ValueError(f"record {what}: give both record=FILE and mode=record or mode=replay, or neither.")
-        if self.budget_money and self.models and not (self.llm_url or self.llm_price_in or self.llm_price_out):
+        if self.budget_money and any(not (m.price_in or m.price_out or self.llm_url) for m in self.models().values()):
             raise ValueError("budget_money cannot hold without prices: give llm_price_in and llm_price_out.")
         return self
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The names of the large models that are asked, each once."""
-        return tuple(dict.fromkeys(name for name in (self.teacher, self.judge, self.summary) if name))
+    def models(self) -> dict[str, ChatModel]:
+        """The large models that are asked, by role."""
+        return {role: self.chat_model(role) for role in ("teacher", "judge", "summary") if getattr(self, role)}
 
-    def chat_model(self, name: str) -> ChatModel:
-        """The model of that name at the endpoint, with the prices of the settings."""
+    def chat_model(self, role: str) -> ChatModel:
+        """A role's model at the endpoint, with the settings of all and its own."""
+        name, own, known = getattr(self, role), getattr(self, f"{role}_llm"), {*RoleModel.model_fields}
         at = ChatModel(name, price_in=self.llm_price_in, price_out=self.llm_price_out, max_tokens=self.llm_max_tokens)
+        at = replace(at, extra=own.model_extra, **own.model_dump(include=known, exclude_none=True))
         return replace(at, base_url=self.llm_url, key_env=set_key(at.key_env)) if self.llm_url else at
 
     def engines(self) -> list[Engine | None]:
-        """The search engines for text and for pictures; None where none is asked."""
-        text, picture = TEXT_ENGINES.get(self.search), IMAGE_ENGINES.get(self.picture_search)
-        return [text and moved(text, self.search_url), picture and moved(picture, self.picture_url)]
+        """The search engines for text, one or several, then that for pictures; None where none is asked."""
+        text = [(TEXT_ENGINES.get(name), self.search_url) for name in self.search.split("+")]
+        every = [*text, (IMAGE_ENGINES.get(self.picture_search), self.picture_url)]
+        return [engine and moved(engine, url) for engine, url in every]
+
+    def distrusts(self, url: str) -> bool:
+        """Whether an address is of a distrusted domain, or of one below it."""
+        host = httpx.URL(url).host.rstrip(".") if is_address(url) else ""
+        return any(f".{host}".endswith(f".{domain.lower()}") for domain in self.distrusted.split())
 
     def check_keys(self) -> None:
         """Raises KeyRefused where a key is missing that a call would need; a replay needs none."""
         services = [engine.service for engine in self.engines() if engine]
-        services += [self.chat_model(name).service(name) for name in self.models]
+        services += [model.service(model.model) for model in self.models().values()]
         for service in services if self.mode != "replay" else ():
             service.key()
 
@@ -120,19 +153,22 @@ class Connection:
     summaries: tuple[LLMSummariser, ...]  # of pages and of picture matches, or none
     chats: list[Chat] = field(default_factory=list)  # all that were opened, for the account
 
-    def chat(self, name: str, role: str) -> Chat:
-        """A model of the endpoint in a role of its own, such as "teacher"."""
-        self.chats.append(Chat(self.outside.chat_model(name), self.door, role))
+    def chat(self, role: str) -> Chat:
+        """The teacher's model, as "teacher" or in another role, such as "fields"."""
+        self.chats.append(Chat(self.outside.chat_model("teacher"), self.door, role))
         return self.chats[-1]
 
-    def text_search(self, world: World) -> TextRetriever:
-        """The engine for text, or the world's pages in Milvus, where search is not local."""
-        engine, url = self.outside.engines()[0], self.outside.search_url
+    def text_search(self, world: Corpus) -> TextRetriever:
+        """The engine for text, several fused, or the world's pages in Milvus, where search is not local."""
+        (engine, *more), url = self.outside.engines()[:-1], self.outside.search_url
+        if more:
+            each = [WebSearch(one, self.door) if one else world.text_search() for one in (engine, *more)]
+            return Fused(each, PageReader(self.door) if self.outside.read_pages else None)
         return self._web(engine, url, world.pages) if engine else world_text_search(world, url)
 
-    def picture_search(self, world: World) -> ImageRetriever:
-        """The engine for pictures, or the world's flags in Milvus, where picture_search is not local."""
-        engine, url = self.outside.engines()[1], self.outside.picture_url
+    def picture_search(self, world: Corpus) -> ImageRetriever:
+        """The engine for pictures, or the world's pictures in Milvus, where picture_search is not local."""
+        engine, url = self.outside.engines()[-1], self.outside.picture_url
         return self._web(engine, url, {flag.iso for flag in world.flags}) if engine else world_image_search(world, url)
 
     def _web(self, engine: Engine, url: str, names: Container[str]) -> WebSearch:
@@ -148,10 +184,10 @@ def connect(outside: Outside, folder: Path | None = None) -> Connection:
     """
     outside.check_keys()
     budget = Budget(outside.budget_calls or None, outside.budget_money or None, folder / SPENT if folder else None)
-    door = Door(outside.mode, Path(outside.record) if outside.record else None, budget)
-    judge = ModelJudge(outside.chat_model(outside.judge), door) if outside.judge else None
+    door = Door(outside.mode, Path(outside.record) if outside.record else None, budget, outside.record_days)
+    judge = ModelJudge(outside.chat_model("judge"), door) if outside.judge else None
     kinds = ("text_summary", "image_summary") if outside.summary else ()
-    summaries = tuple(LLMSummariser(outside.chat_model(outside.summary), door, kind) for kind in kinds)
+    summaries = tuple(LLMSummariser(outside.chat_model("summary"), door, kind) for kind in kinds)
     return Connection(outside, door, judge, summaries, [role.chat for role in (judge, *summaries) if role])
 
 

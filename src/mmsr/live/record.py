@@ -55,10 +55,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the record holds of a call: the text of an answer, or the class and message of an error."""
+    """What the record holds of a call, and since when: the text of an answer, or the class and message of an error."""
 
     text: str
     error: str = ""
+    created: str = ""
 
     def result(self) -> str:
         """The answer. Raises the recorded error where that was the outcome."""
@@ -96,13 +97,18 @@ def opened(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
 def load(file: Path, key: str) -> Outcome | None:
     """The outcome kept under `key`, or None."""
     with opened(file) as connection:
-        row = connection.execute("SELECT answer, error FROM calls WHERE key = ?", (key,)).fetchone()
-        return Outcome(zlib.decompress(row[0]).decode(), row[1]) if row else None
+        row = connection.execute("SELECT answer, error, created FROM calls WHERE key = ?", (key,)).fetchone()
+        return Outcome(zlib.decompress(row[0]).decode(), *row[1:]) if row else None
 
 
-def save(file: Path, call: Call, outcome: Outcome, seconds: float) -> Outcome:
-    """Keep an outcome and return what is now kept, which another process may have answered first."""
+def save(file: Path, call: Call, outcome: Outcome, seconds: float, since: str = "") -> Outcome:
+    """Keep an outcome and return what is now kept, which another process may have answered first.
+
+    An answer from before `since` makes room for another answer, and outlives an error.
+    """
     with opened(file, write=True) as connection:
+        if not outcome.error:
+            connection.execute("DELETE FROM calls WHERE key = ? AND created < ?", (call.key, since))
         _insert(connection, call, outcome, round(seconds, 3), datetime.now(UTC).isoformat(timespec="seconds"))
     return load(file, call.key)
 

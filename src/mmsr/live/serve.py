@@ -9,7 +9,7 @@
 | POST /search {"q"}, POST /lens {"url"} | Serper |
 | GET /search?engine=google&q=, GET /search?engine=google_lens&image_id=, POST /image | SerpApi |
 | GET /search?q=&format=json | SearXNG |
-| GET /page/{id}, GET /picture/{iso}.png | the pages and pictures that results name |
+| GET /page/{id}, GET /picture/{id}.png | the pages and pictures that results name |
 
 No key is asked for, and nothing outside is fetched: /lens takes a `data:` address, or that of a picture sent to /image
 (GET /image/{image_id}) or served here.
@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Annotated, Any, ClassVar, TypeVar
+from urllib.parse import quote, unquote
 
 import jinja2
 import uvicorn
@@ -41,9 +42,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from mmsr.presets import ASSETS
-from mmsr.tools.base import Hit, ImageRetriever, TextRetriever, ToolError
+from mmsr.tools.base import Corpus, Hit, ImageRetriever, TextRetriever, ToolError
 from mmsr.tools.picture import read_picture
-from mmsr.world.snapshot import World
 
 MAX_BODY = 2_000_000  # bytes of a request
 MAX_UPLOAD = 500_000  # bytes of a picture, as at SerpApi
@@ -85,7 +85,7 @@ SERPAPI = {"google": (Query, "organic_results"), "google_lens": (Lens, "visual_m
 class WorldServer(Starlette):
     """The application. What searches runs in worker threads, so that a slow search does not hold the others up."""
 
-    def __init__(self, world: World, text_search: TextRetriever, image_search: ImageRetriever) -> None:
+    def __init__(self, world: Corpus, text_search: TextRetriever, image_search: ImageRetriever) -> None:
         self.world, self.text_search, self.image_search = world, text_search, image_search
         self.titles = {flag.iso: flag.title for flag in world.flags}
         self._uploads: dict[str, tuple[float, bytes]] = {}  # when and what, by a name that cannot be guessed
@@ -98,14 +98,14 @@ class WorldServer(Starlette):
             Route("/image", self.upload, methods=["POST"]),
             Route("/image/{name}", self.picture),
             Route("/page/{id:path}", self.page),
-            Route("/picture/{iso}.png", self.picture),
+            Route("/picture/{id:path}.png", self.picture),
         ]
         errors = dict.fromkeys((HTTPException, ValidationError, ToolError, ClientDisconnect), _told)
         super().__init__(routes=routes, exception_handlers=errors)
 
     def searchr1(self, request: Request, asked: Queries) -> dict[str, Any]:
         def shown(hit: Hit) -> dict[str, Any]:
-            document = {"id": hit.id, "contents": f'"{hit.title}"\n{hit.text}', "url": _url(request, hit)}
+            document = {"id": hit.id, "contents": f'"{hit.title}"\n{hit.text}', "url": _url(request, hit.id)}
             return {"document": document, "score": hit.score} if asked.return_scores else document
 
         found = (self.text_search.search(q, asked.topk or 3) if q.strip() else [] for q in asked.queries)
@@ -132,7 +132,7 @@ class WorldServer(Starlette):
 
     def _searxng(self, request: Request, query: str) -> dict[str, Any]:
         results = [
-            {"url": _url(request, h), "title": h.title, "content": h.text, "score": h.score, "engine": "mmsr"}
+            {"url": _url(request, h.id), "title": h.title, "content": h.text, "score": h.score, "engine": "mmsr"}
             for h in self.text_search.search(query, 10)
         ]
         return {"query": query, "number_of_results": len(results), "results": results, "answers": []}
@@ -149,9 +149,9 @@ class WorldServer(Starlette):
             hits = _looked_at(data, lambda picture: self.image_search.search(picture, 10))
         rows = []
         for rank, hit in enumerate(hits, 1):
-            row = {"position": rank, "title": hit.title, "link": _url(request, hit), "snippet": hit.text}
+            row = {"position": rank, "title": hit.title, "link": _url(request, hit.id), "snippet": hit.text}
             if hit.id in self.titles:
-                row |= {"source": hit.text} | dict.fromkeys(PICTURES, str(request.url_for("picture", iso=hit.id)))
+                row |= {"source": hit.text} | dict.fromkeys(PICTURES, _url(request, hit.id, "picture"))
             rows.append(row)
         return rows
 
@@ -172,14 +172,14 @@ class WorldServer(Starlette):
         return JSONResponse({"image_id": name})
 
     def picture(self, request: Request) -> Response:
-        path = request.url.path
-        if data := self._own(path):
+        path = request.scope["path"]
+        if data := self._own(quote(path)):
             return Response(data, media_type="image/png" if path.endswith(".png") else "application/octet-stream")
         raise HTTPException(404, "no such picture, or an upload older than ten minutes")
 
     def _own(self, url: str) -> bytes:
         """What is served at /image/… or /picture/….png; nothing where that is unknown, or an upload too old."""
-        kind, name = f"/{url}".split("/")[-2:]
+        *_, kind, name = ["image", *re.split("/(image|picture)/", unquote(url), maxsplit=1)]
         if kind == "image":
             at, data = self._uploads.get(name, (0.0, b""))
             return data if time.monotonic() - at < KEPT_SECONDS else b""
@@ -193,7 +193,7 @@ class WorldServer(Starlette):
         if page := self.world.pages.get(name):
             return HTMLResponse(HTML.render(title=page.title, text=page.text))
         if title := self.titles.get(name):
-            picture = request.url_for("picture", iso=name)
+            picture = _url(request, name, "picture")
             return HTMLResponse(HTML.render(title=title, text=f"A picture: {title}.", picture=picture))
         raise HTTPException(404, "no such page")
 
@@ -238,11 +238,11 @@ def _told(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"error": said, "message": said}, status)
 
 
-def _url(request: Request, hit: Hit) -> str:
-    return str(request.url_for("page", id=hit.id))
+def _url(request: Request, name: str, kind: str = "page") -> str:
+    return str(request.url_for(kind, id=quote(name)))
 
 
-def serve(world: World, text_search: TextRetriever, image_search: ImageRetriever, port: int = 0) -> None:
+def serve(world: Corpus, text_search: TextRetriever, image_search: ImageRetriever, port: int = 0) -> None:
     """Serve until interrupted, and print the address. Raises OSError where the port is taken."""
     with running(world, text_search, image_search, port) as address:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born ignoring it
@@ -252,7 +252,7 @@ def serve(world: World, text_search: TextRetriever, image_search: ImageRetriever
 
 
 @contextlib.contextmanager
-def running(world: World, text_search: TextRetriever, image_search: ImageRetriever, port: int = 0) -> Iterator[str]:
+def running(world: Corpus, text_search: TextRetriever, image_search: ImageRetriever, port: int = 0) -> Iterator[str]:
     """The server in a thread, on loopback alone; gives its address. Port 0 takes a free one."""
     server = uvicorn.Server(uvicorn.Config(WorldServer(world, text_search, image_search), log_level="warning"))
     with socket.create_server(("127.0.0.1", port)) as listening:

@@ -23,17 +23,18 @@ from PIL import Image
 from transformers.utils import logging
 
 from mmsr.env import Trajectory, TurnRecord
-from mmsr.files import read_json
+from mmsr.files import FileDamaged, read_json
 from mmsr.lab import open_tools
 from mmsr.live.outside import Outside, connect, settings
-from mmsr.policy import TINY_DIR, load_policy
+from mmsr.policy import TINY_DIR, Policy, load_policy
 from mmsr.presets import Preset
 from mmsr.results import check_adapter
+from mmsr.reward import support
 from mmsr.rollout import Sampling, play
 from mmsr.runs import UsageError, refusing
 from mmsr.runs.parameters import SETTINGS, sort
-from mmsr.show.look import TAGS
-from mmsr.show.transcript import blocks, facts
+from mmsr.show.look import TAGS, words
+from mmsr.show.transcript import blocks, facts, supporting
 from mmsr.show.viewer import html_page
 from mmsr.task import Task
 from mmsr.tools.base import ToolError
@@ -78,6 +79,16 @@ def find_agent(
     return Agent(size, adapter, outside)
 
 
+def load(agent: Agent) -> Policy:
+    """The policy with its adapter. Raises UsageError, saying which could not be loaded and why."""
+    size, adapter, _ = agent
+    what = f"{size.policy} with {adapter}" if adapter else size.policy
+    with refusing(OSError, ValueError, RuntimeError, ImportError, saying=f"the policy {what} could not be loaded"):
+        if adapter:
+            check_adapter(adapter)
+        return load_policy(size.policy, adapter, size.revision, size.max_pixels, size.four_bit)
+
+
 def _is_lora(folder: Path) -> bool:
     try:
         return read_json(folder / "adapter_config.json", dict, "give another")["peft_type"] == "LORA"
@@ -114,37 +125,43 @@ def read_file(path: Path) -> Image.Image:
 
 
 def ask(agent: Agent, task: Task, tell: Callable[[str], None] = lambda text: None) -> Trajectory:
-    """Play one episode, telling each turn when it has been played.
+    """Play one episode, telling each turn when it has been played, and at the end which pages hold the answer.
 
     Raises UsageError for an empty question, a policy or tool that cannot be had.
     """
-    size, adapter, outside = agent
+    size, _, outside = agent
     if not task.question.strip():
         raise UsageError("the question is empty.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    with refusing(ToolError):
-        connection = connect(outside)
-        what = f"{size.policy} with {adapter}" if adapter else size.policy
-        with refusing(OSError, ValueError, RuntimeError, ImportError, saying=f"the policy {what} could not be loaded"):
-            if adapter:
-                check_adapter(adapter)
-            policy = load_policy(size.policy, adapter, size.revision, size.max_pixels, size.four_bit)
+    with refusing(ToolError, FileDamaged, FileNotFoundError):
+        connection, policy = connect(outside), load(agent)
         tools = open_tools(size, policy, connection)
         tell(f"{printable(task.question)}\n")
         began, sampling = time.perf_counter(), Sampling.of(size)
         [played] = play(policy, [task], tools, size.prompts, sampling, on_turn=lambda *turn: tell(turn_text(*turn)))
     why = "too many turns broke the protocol" if played.end else "its tokens were used up"
     answer = printable(played.answer) if played.end == "answer" else f"none: {why}"
-    took = [*facts({"trajectory": played.as_dict()}), f"{time.perf_counter() - began:.1f} s"]
+    row = _row(agent, task, played)
+    took = [*facts(row), f"{time.perf_counter() - began:.1f} s"]
+    if label := row["support"]["label"]:
+        pages = [", ".join(filter(None, page)) for page in supporting(row)]
+        answer += "\n" + _labelled(label, "\n".join(pages) or words(label))
     tell(f"Answer: {answer}\n{', '.join(took)}")
     return played
 
 
-def write_html(task: Task, played: Trajectory, path: Path) -> Path:
+def _row(agent: Agent, task: Task, played: Trajectory) -> dict[str, Any]:
+    """The episode as the viewer takes it, its answer held against the pages that were read."""
+    trajectory = played.as_dict()
+    found = support(trajectory, agent.outside.distrusts)
+    return {"trajectory": trajectory, "question": {"text": task.question}, "support": found}
+
+
+def write_html(agent: Agent, task: Task, played: Trajectory, path: Path) -> Path:
     """The episode as one page that loads nothing, the crop drawn in. Raises UsageError where it cannot be written."""
     with refusing(OSError, saying=f"the page {path} cannot be written"):
-        return html_page([{"trajectory": played.as_dict(), "question": {"text": task.question}}], path, [task.picture])
+        return html_page([_row(agent, task, played)], path, [task.picture])
 
 
 def turn_text(turn: TurnRecord, number: int) -> str:

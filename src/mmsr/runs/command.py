@@ -17,6 +17,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add(to: argparse.ArgumentParser, kind: str, commands: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
-    """Give a parser its commands, or a command its actions."""
+def _add(
+    to: argparse.ArgumentParser, kind: str, commands: Mapping[str, Any], shared: Mapping[str, Any], of: str = ""
+) -> None:
+    """Give a parser its commands, or the command `of` its actions."""
     parsers = to.add_subparsers(required=True, metavar=kind)
     for name, told in commands.items():
         command = parsers.add_parser(name, help=told["help"])
-        command.set_defaults(command=DOES[name], action=name)
+        command.set_defaults(command=DOES[of or name], action=name)
         options = {flag: shared[flag] for flag in told.get("shared", ())} | told.get("options", {})
         for flag, given in options.items():
             command.add_argument(flag, **given | {"type": TYPES[given["type"]]} if "type" in given else given)
         if "actions" in told:
-            _add(command, "action", told["actions"], shared)
+            _add(command, "action", told["actions"], shared, name)
 
 
 def repository() -> Path:
@@ -150,7 +153,13 @@ def _ask(options: Options) -> None:
     task = Task("ask", options.question.strip(), read_file(options.picture), golds=())
     played = ask(agent, task, tell=lambda text: print(text, flush=True))
     if options.html:
-        print(f"Page: {write_html(task, played, options.html)}")
+        print(f"Page: {write_html(agent, task, played, options.html)}")
+
+
+def _export(options: Options) -> None:
+    from mmsr.runs.export import export
+
+    print(export(options.run, options.to, options.merge))
 
 
 def _scene(options: Options) -> None:
@@ -176,11 +185,17 @@ def _scene(options: Options) -> None:
 def _fit(options: Options) -> int:
     if not 0 < options.gpu_gb < 100_000:
         raise UsageError(f"--gpu-gb takes the memory of a GPU in GB, such as 24, not {options.gpu_gb:g}.")
+    given = parameters(options.parameters)
+    from mmsr.gpu.cost import told
     from mmsr.gpu.fit import as_table, fit
-    from mmsr.presets import get_preset
+    from mmsr.live.outside import settings
+    from mmsr.runs.parameters import SETTINGS, sort
 
     with refusing(ValueError):
-        found = fit(get_preset(options.preset), options.gpu_gb)
+        asked = sort(given, SETTINGS)
+        preset, outside = settings(options.preset, asked.get("sizes"), asked.get("outside"))
+        found = fit(preset, options.gpu_gb, given)
+        found |= told(replace(preset, **found["settings"]), outside, options.gpu, options.gpu_gb)
     print(json.dumps(found, indent=1, ensure_ascii=False) if options.json else as_table(found, options.gpu_gb))
     return 0 if found["sft"]["fits"] or found["grpo"]["fits"] else 1
 
@@ -222,22 +237,31 @@ def _replay(options: Options) -> None:
     print("\n".join(told))
 
 
+def _index(options: Options) -> None:
+    from mmsr.tools.base import ToolError
+    from mmsr.world.own import index_world
+
+    with refusing(ValueError, ToolError):
+        world = index_world(options.pages, options.pictures, options.to, options.vectors)
+    print(f"{options.to}: {len(world.pages)} pages, {len(world.flags)} pictures by {options.vectors or 'thumbnails'}.")
+
+
 def _serve(options: Options) -> None:
     from mmsr.live.serve import serve
-    from mmsr.tools.image import LocalImageSearch
-    from mmsr.tools.text import LocalTextSearch
-    from mmsr.world.snapshot import load_world
+    from mmsr.tools.base import ToolError
+    from mmsr.world.own import open_world
 
-    world = load_world()
+    with refusing(ToolError, ValueError, FileNotFoundError):
+        world = open_world(options.world)
+        engines = world.text_search(), world.picture_search()
     with (
         refusing(OSError, OverflowError, saying=f"the port {options.port} cannot be used (choose another, or 0)"),
         contextlib.suppress(KeyboardInterrupt),  # the way to end it
     ):
-        serve(world, LocalTextSearch(world), LocalImageSearch(world), port=options.port)
+        serve(world, *engines, port=options.port)
 
 
-DOES = {"run": _run, "check": _check, "ask": _ask, "scene": _scene}
-DOES |= {"fit": _fit, "bench": _bench, "serve": _serve}
+DOES = {"run": _run, "check": _check, "ask": _ask, "export": _export, "scene": _scene}
+DOES |= {"fit": _fit, "bench": _bench, "serve": _serve, "replay": _replay, "world": _index}
 DOES |= dict.fromkeys(("sft", "grpo"), _train)
 DOES |= dict.fromkeys(("table", "contrast", "compare"), _read)
-DOES |= dict.fromkeys(("replay", "export", "import", "stats"), _replay)

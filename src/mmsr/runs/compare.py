@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmsr.files import read_rows, undamaged
-from mmsr.results import CROPS, DASH, TOLERATED, WORKFLOWS, percent, read_metrics, signed
+from mmsr.results import CROPS, DASH, DETECTOR, TOLERATED, WORKFLOWS, percent, read_metrics, signed
 from mmsr.stats import Interval
 
 PAIRS = ("grpo-sft", "grpo-rag", "grpo-direct", "base-whole")
@@ -51,16 +51,17 @@ def table(*run_dirs: Path) -> str:
         shared = [name for name in known if all(name in run for run in runs)]
         known = {name: _mean_and_range([run[name].value for run in runs]) for name in shared}
         head = [f"{len(runs)} runs: their mean [their lowest, their highest]"]
-    workflows = [["workflow", "accuracy", "searches", "needless", "valid turns"]]
+    workflows = [["workflow", "accuracy", "supported", "searches", "needless", "valid turns"]]
     for name in WORKFLOWS:
-        scores = ("accuracy", "searches", "needless_search_rate", "valid_turn_rate")
-        accuracy, searches, needless, valid = (known.get(f"eval/{name}/{score}") for score in scores)
+        scores = ("accuracy", "supported", "searches", "needless_search_rate", "valid_turn_rate")
+        accuracy, supported, searches, needless, valid = (known.get(f"eval/{name}/{score}") for score in scores)
         number = DASH if searches is None else f"{searches.value:.2f}"
         missing = known.get(f"eval/{name}/judge_unreadable", Interval(0.0))
         unjudged = f" ({percent(missing)} without a verdict)" if missing.value > TOLERATED else ""
-        workflows.append([name, percent(accuracy, True) + unjudged, number, percent(needless), percent(valid)])
+        shares = [percent(supported), number, percent(needless), percent(valid)]
+        workflows.append([name, percent(accuracy, True) + unjudged, *shares])
     crops = [["crop", "accuracy", "recall@1"]]
-    for name in CROPS:
+    for name in (*CROPS, *([DETECTOR] if f"ablation/{DETECTOR}/accuracy" in known else [])):
         crops.append([name, *(percent(known.get(f"ablation/{name}/{x}"), True) for x in ("accuracy", "recall_at_1"))])
     pairs = [["paired difference", "accuracy, points"]]
     pairs += [[name, signed(known.get(f"paired/{name}/accuracy"), 100)] for name in PAIRS]

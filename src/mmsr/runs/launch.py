@@ -46,12 +46,14 @@ def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[st
         state = State.load(run)
         if state and (state.preset, state.seed) != (preset, seed):
             raise ValueError(f"{run} was begun with preset {state.preset} and seed {state.seed}: give these.")
-        lab = Lab(run, preset, seed, values["sizes"], values["outside"], values.get("adapters", ""))
+        places = (values.get("adapters", ""), values["train_benchmark"], values["train_dir"])
+        lab = Lab(run, preset, seed, values["sizes"], values["outside"], *places)
         size, group = lab.size, processes()
         split_batch(size.sft_batch if stage == "sft" else size.grpo_questions * size.generations, size.micro_batch)
         if stage == "grpo":
             lab.adapter("sft")
             _check_weights()
+        _ = lab.validation if stage == "sft" else lab.grpo_tasks  # a benchmark's files are read now
     quiet_trainers()
     alone = _alone(run.absolute()) if group.is_main_process else contextlib.nullcontext()
     with alone, refusing(FileNotFoundError, FileDamaged, ToolError):  # data, tools: told before training, too

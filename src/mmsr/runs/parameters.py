@@ -69,12 +69,14 @@ def sort(given: Mapping[str, Any], knobs: Collection[str]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     settings = {name: kind.__pydantic_fields__ for name, kind in SETTINGS.items() if name in knobs}
+    dictionaries = {*settings, *marked(Outside, "dictionary")}
     for key, value in given.items():
         home = key if key in knobs else next((name for name, fields in settings.items() if key in fields), "")
         if key in OURS:
             raise ValueError(f"The parameter {key} is set by {OURS[key]}.")
         if home in settings:
-            values[home] = values.get(home, {}) | (_dictionary(key, value) if key == home else {key: value})
+            value = _dictionary(key, value) if key in dictionaries else value
+            values[home] = values.get(home, {}) | (value if key == home else {key: value})
         elif home:
             values[key] = value
         else:

@@ -33,7 +33,7 @@ from filelock import Timeout
 from pydantic import BaseModel, PositiveInt
 
 import mmsr
-from mmsr.benchmarks.registry import check_benchmark
+from mmsr.benchmarks.registry import check_benchmark, check_training
 from mmsr.files import FileDamaged, locked, read_json, sha256, write_json
 from mmsr.live.outside import Outside, settings
 from mmsr.presets import Preset, get_preset
@@ -42,6 +42,7 @@ from mmsr.runs import RunFailed, UsageError, reason, refusing
 from mmsr.runs.notebooks import Notebook, Watch, execute, read_notebook
 from mmsr.runs.parameters import assign, flat, marked
 from mmsr.tools.base import FatalToolError
+from mmsr.world.own import check_world
 
 STATE, MANIFEST = "state.json", "manifest.json"
 PACKAGE = Path(mmsr.__file__).parent
@@ -49,7 +50,7 @@ SOURCES = {".py", ".toml", ".txt", ".jinja", ".json", ".html", ".css", ".js"}  #
 NEEDS = {"03": ("sft",), "04": ("sft", "grpo"), "05": ("grpo",)}  # adapters, by the notebook's number
 GOES_ON = {"01": "funnel", "02": "sft/checkpoints", "03": "grpo/checkpoints"}  # what a notebook goes on from
 ALIKE = marked(Preset, "alike")  # a run has one value of these, whichever notebooks it runs when
-LOOSE = marked(Outside, "loose")  # these may change when a run goes on
+LOOSE = marked(Outside, "loose") | marked(Preset, "loose")  # these may change when a run goes on
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg", "PYTHONHASHSEED": "0"}  # and repeatable
 CLOCKS = 5.0  # seconds by which two looks at a process's beginning may differ
 
@@ -176,7 +177,7 @@ def _run_one(notebook: Notebook, folder: Path, state: State, pins: Mapping[str, 
 def _environment(preset: str, values: Mapping[str, Any]) -> dict[str, str]:
     """The kernel's, beside this process's: repeatable, and without the hub where all models are shipped."""
     size, outside = settings(preset, values.get("sizes"), values.get("outside"))
-    offline = size.policy == "tiny" and outside.grounder != "dino"
+    offline = size.policy == "tiny" and outside.grounder != "dino" and not outside.world  # which may have a model
     found = QUIET | ({"HF_HUB_OFFLINE": "1"} if offline else {})
     if paths := os.environ.get("PYTHONPATH"):  # the kernel starts in another folder
         found["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in paths.split(os.pathsep))
@@ -195,12 +196,16 @@ def _choose(wanted: Sequence[str], folder: Path) -> list[Notebook]:
 
 
 def _check(preset: str, values: Mapping[str, Mapping[str, Any]], notebooks: Path) -> None:
-    """Raises where keys or a benchmark's files are missing: better now than after an hour of training."""
+    """Raises where keys, a world's or a benchmark's files are missing: better now than after an hour of training."""
     for given in values.values():
-        settings(preset, given.get("sizes"), given.get("outside"))[1].check_keys()
-        for name, place in (("benchmark", "data_dir"), ("train_benchmark", "train_dir")):
+        outside = settings(preset, given.get("sizes"), given.get("outside"))[1]
+        outside.check_keys()
+        if outside.world:
+            check_world(notebooks / outside.world)
+        asked = (("benchmark", "data_dir", check_benchmark), ("train_benchmark", "train_dir", check_training))
+        for name, place, check in asked:
             if given.get(name):
-                check_benchmark(given[name], given[place] and str(notebooks / given[place]), given.get("sample", 0))
+                check(given[name], given[place] and str(notebooks / given[place]), given.get("sample", 0))
 
 
 def _check_adapters(folder: Path, values: Mapping[str, Mapping[str, Any]], notebooks: Path, fresh: bool) -> None:

@@ -4,8 +4,8 @@
         block.kind, block.text        # ("reason", "Whose flag is it?"), ("img_search", "the flag on the left"), …
 
 Pictures, the HTML viewer and the terminal all show an episode through these. A row is one of `eval/rows.jsonl`, or any
-dictionary with "trajectory" (`Trajectory.as_dict()`) and, where known, "question", "workflow" and "correct"; what a
-policy or a page left in it is text and nothing else.
+dictionary with "trajectory" (`Trajectory.as_dict()`) and, where known, "question", "workflow", "correct" and "support";
+what a policy or a page left in it is text and nothing else.
 """
 
 from __future__ import annotations
@@ -87,6 +87,15 @@ def facts(row: Row) -> list[str]:
         reward = (trajectory.get("reward") or {}).get("total")
         found += [] if reward is None else [f"reward {reward:.2f}"]
     return list(dict.fromkeys(filter(None, found)))
+
+
+def supporting(row: Row) -> list[tuple[str, str, str]]:
+    """The pages that hold the answer (`reward.support`): which of the episode's it is, its title, its address."""
+    found = []
+    for page in (row.get("support") or {}).get("pages", ()):
+        which = f"turn {page['turn']}, " + (f"page {page['rank']}" if page["rank"] else "the summary")
+        found.append((which + ", distrusted" * page["distrusted"], page["title"], page["url"]))
+    return found
 
 
 class Outcome(NamedTuple):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
 from PIL import Image
@@ -49,12 +50,14 @@ class Hit:
 
 
 class Corpus(Protocol):
-    """What the local engines search: pages of text, and pictures by their titles. A `world.snapshot.World` is one."""
+    """Pages of text, pictures by their titles, and what searches them: `world.snapshot.World`, `world.own.OwnWorld`."""
 
     pages: Mapping[str, Any]
     flags: Sequence[Any]
 
     def flag(self, iso: str) -> Image.Image: ...
+    def text_search(self) -> TextRetriever: ...
+    def picture_search(self) -> ImageRetriever: ...
 
 
 class TextRetriever(Protocol):
@@ -109,24 +112,29 @@ USAGE = Log[tuple[str, dict[str, float]]](
 
 
 def in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R | ToolError]:
-    """`work` on every item, in order; an item that failed gives its ToolError.
+    """`work` on every item, in order; an item that failed gives its ToolError. Keys are noted in the items' order.
 
     Raises a FatalToolError at once, as it does an interruption from the keyboard or an error of `work` itself: what has
     not begun is not begun, what runs is finished (and recorded).
     """
 
-    def one(item: T) -> R | ToolError:
+    noted: list[list[str]] = [[] for _ in items]  # whoever answers first: a replayed trajectory logs the same
+
+    def one(place: int) -> R | ToolError:
         try:
-            return work(item)
+            with KEYS.heard() as noted[place]:
+                return work(items[place])
         except FatalToolError:
             raise
         except ToolError as error:
             return error
 
     with ThreadPoolExecutor(max(1, min(workers, len(items)))) as pool:
-        jobs = [pool.submit(copy_context().run, one, item) for item in items]
+        jobs = [pool.submit(copy_context().run, one, place) for place in range(len(items))]
         try:
-            return [job.result() for job in jobs]
+            results = [job.result() for job in jobs]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    KEYS.note(*chain(*noted))
+    return results

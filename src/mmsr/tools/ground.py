@@ -2,7 +2,7 @@
 
 | grounder | box |
 |---|---|
-| BaseGrounder | the policy's own frozen base, asked `locate: …`, as Qwen2.5-VL grounds natively |
+| BaseGrounder | the policy's own frozen base, asked `locate: …`, as Qwen's models ground natively |
 | live.dino.DinoGrounder | Grounding DINO, as in the paper |
 | OracleGrounder | the gold box of the question; of no picture where it knows none (ablation) |
 | RandomGrounder | a random box of a flag's usual size, the same for the same picture and expression (ablation) |

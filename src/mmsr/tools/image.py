@@ -1,4 +1,4 @@
-"""Local picture search: cosine over small colour thumbnails of the flags (paper §3.2: top-5 similar pictures).
+"""Local picture search: cosine over small colour thumbnails of pictures (paper §3.2: top-5 similar pictures).
 
     LocalImageSearch(world).search(crop, k=5)[0].title == "Flag of Kenya"
 
@@ -8,14 +8,18 @@ are in the index too, as pictures that are like an answer and are none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 
-from mmsr.tools.base import Corpus, Hit
+from mmsr.tools.base import Corpus, FatalToolError, Hit
 from mmsr.tools.picture import flat
 
 THUMBNAIL = (24, 16)
 TRIM = 0.06  # share of each side that is cut: the corners of a tilted crop show its surroundings
+SIGLIP = "google/siglip-base-patch16-224@7fd15f0689c79d79e38b1c2e2e2370a7bf2761ed"
+Embed = Callable[[Image.Image], np.ndarray]
 
 
 def thumbnail(picture: Image.Image) -> Image.Image:
@@ -33,20 +37,44 @@ def embed(picture: Image.Image) -> np.ndarray:
     return vector / max(float(np.linalg.norm(vector)), 1e-6)
 
 
-class LocalImageSearch:
-    """Exact nearest neighbours among the flags of the world."""
+def embedder(model: str) -> Embed:
+    """`embed`, or where a vision model of transformers is named its unit vectors: a folder, or NAME@COMMIT on the hub.
 
-    def __init__(self, world: Corpus):
-        self.flags = world.flags
-        self.vectors = flag_vectors(world)
+    It is SigLIP, CLIP or another that gives a picture one vector. Raises FatalToolError where it cannot be had.
+    """
+    if not model:
+        return embed
+    import torch  # as transformers, which take seconds to load
+    from transformers import AutoImageProcessor, AutoModel
+
+    name, commit = f"{model}@none".split("@")[:2]  # a model of the hub without its commit is then refused
+    try:
+        network = AutoModel.from_pretrained(name, revision=commit, dtype=torch.float32).eval()
+        network.to("cuda" if torch.cuda.is_available() else "cpu")
+        processor = AutoImageProcessor.from_pretrained(name, revision=commit, backend="pil")  # never torchvision's
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        said, remedy = str(error).partition("\n")[0], f"give a folder, or, once online, NAME@COMMIT such as {SIGLIP}"
+        raise FatalToolError(f"The vision model {model} cannot be loaded ({said}): {remedy}.") from None
+
+    @torch.no_grad()
+    def seen(picture: Image.Image) -> np.ndarray:
+        inputs = processor(images=flat(picture), return_tensors="pt").to(network.device)
+        found = getattr(network, "get_image_features", network)(**inputs)  # SigLIP and CLIP read texts too
+        vector = found.pooler_output[0].cpu().numpy()
+        return vector / max(float(np.linalg.norm(vector)), 1e-6)
+
+    return seen
+
+
+class LocalImageSearch:
+    """Exact nearest neighbours among the pictures of a world, by their vectors where there are any."""
+
+    def __init__(self, world: Corpus, vectors: np.ndarray | None = None, embed: Embed = embed):
+        self.flags, self.embed = world.flags, embed
+        self.vectors = vectors if vectors is not None else np.stack([embed(world.flag(f.iso)) for f in self.flags])
 
     def search(self, picture: Image.Image, k: int) -> list[Hit]:
-        """The `k` most similar flags, best first; the score is the cosine."""
-        scores = self.vectors @ embed(picture)
+        """The `k` most similar pictures, best first; the score is the cosine."""
+        scores = self.vectors @ self.embed(picture)
         best = np.lexsort((np.arange(len(scores)), -scores))[:k]
-        return [Hit(self.flags[i].iso, self.flags[i].title, "", round(float(scores[i]), 4)) for i in best]
-
-
-def flag_vectors(world: Corpus) -> np.ndarray:
-    """The vectors of all flags, in the order of the picture index: (flags, 1152), float32."""
-    return np.stack([embed(flat(world.flag(flag.iso))) for flag in world.flags])
+        return [Hit(f.iso, f.title, "", round(float(scores[i]), 4), f.url) for i in best for f in [self.flags[i]]]

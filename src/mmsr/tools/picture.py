@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -34,6 +37,19 @@ def read_picture(data: bytes) -> Image.Image:
         raise ValueError(f"{none} that is whole ({error})") from None
     thin = "" if (width, height) == picture.size else " once its thin side is padded"
     raise ValueError(f"the picture has more than {MAX_PIXELS / 1e6:g} million pixels{thin}")
+
+
+@dataclass(frozen=True)
+class PictureFiles(Sequence[Image.Image]):
+    """Pictures in files, each decoded when it is asked for, and kept by nobody."""
+
+    paths: Sequence[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> Image.Image:
+        return read_picture(self.paths[place].read_bytes())
 
 
 def wide_enough(size: tuple[int, int]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ LocalTextSearch(world).search("Kenya capital", k=5)[0].id == "ke/capital"
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import bm25s
@@ -30,13 +31,21 @@ def page_words(page: Any) -> list[str]:
     return words(f"{page.title} {page.title} {page.title} {page.text}")
 
 
-class LocalTextSearch:
-    """BM25 over titles and texts. Ties are broken by page order, so results repeat."""
+def bm25(pages: Iterable[Any]) -> bm25s.BM25:
+    """The index of pages. Words are numbered as they come: the same pages give the same index."""
+    numbers: dict[str, int] = {}
+    numbered = [[numbers.setdefault(word, len(numbers)) for word in page_words(page)] for page in pages]
+    index = bm25s.BM25(k1=K1, b=B)
+    index.index((numbered, numbers), show_progress=False)
+    return index
 
-    def __init__(self, world: Corpus):
+
+class LocalTextSearch:
+    """BM25 over titles and texts, by an index where there is one. Ties are broken by page order, so results repeat."""
+
+    def __init__(self, world: Corpus, index: bm25s.BM25 | None = None):
         self.pages = list(world.pages.values())
-        self.index = bm25s.BM25(k1=K1, b=B)
-        self.index.index([page_words(page) for page in self.pages], show_progress=False)
+        self.index = index or bm25(self.pages)
 
     def search(self, query: str, k: int) -> list[Hit]:
         """The `k` best pages that share a word with the query, best first; none where no word is known."""
@@ -44,10 +53,6 @@ class LocalTextSearch:
         if not tokens:
             return []
         scores = self.index.get_scores(tokens)
-        best = np.lexsort((np.arange(len(scores)), -scores))[:k]
-        return [
-            Hit(page.id, page.title, page.text, round(float(scores[i]), 4))
-            for i in best
-            if scores[i] > 0
-            for page in [self.pages[i]]
-        ]
+        found = np.flatnonzero(scores)
+        best = found[np.argsort(-scores[found], kind="stable")[:k]]
+        return [Hit(p.id, p.title, p.text, round(float(scores[i]), 4), p.url) for i in best for p in [self.pages[i]]]

@@ -23,6 +23,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from mmsr.tools.image import LocalImageSearch
+from mmsr.tools.text import LocalTextSearch
+
 ASSETS = Path(__file__).parents[1] / "assets" / "world"
 SPLIT_SEED = 2510_12801
 SPLIT_SIZES = {"train": 134, "val": 20, "test": 40}
@@ -31,12 +34,13 @@ KNOWN_COUNTRIES = 45
 
 @dataclass(frozen=True)
 class Page:
-    """One page of the corpus: an identifier like an address, a title, a factbook section, and plain text."""
+    """One page of the corpus: an identifier like an address, a title, a factbook section, plain text, its address."""
 
     id: str
     title: str
     section: str
     text: str
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class FlagImage:
 
     iso: str
     title: str
+    url: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +95,14 @@ class World:
     def flag(self, iso: str) -> Image.Image:
         """The flag as published: RGBA, 100 pixels wide (height by the flag's own proportion)."""
         return _flags()[iso]
+
+    def text_search(self) -> LocalTextSearch:
+        """BM25 over its pages, indexed now."""
+        return LocalTextSearch(self)
+
+    def picture_search(self) -> LocalImageSearch:
+        """Cosine over thumbnails of its flags, made now."""
+        return LocalImageSearch(self)
 
 
 @functools.cache
