@@ -18,6 +18,7 @@ def row(kind: str, *searches: str, error: str = "") -> dict:
     question = {"type": kind, "relation": HARD.key, "entity": "pe", "half": "seen", "taxonomy": "x"}
     counts = {"searches": 1, "text_searches": 0, "image_searches": 1, "valid_turns": 1, "turns": 1}
     flags = {"correct": True, "needless": False, "search_free": True, "evidence": None}
+    flags["support"] = {"label": "supported", "pages": []}
     return {"question": question, "trajectory": {"turns": turns}} | counts | flags
 
 

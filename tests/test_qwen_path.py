@@ -42,7 +42,7 @@ from mmsr.with_trl import EpisodeTrainer
 from mmsr.world.questions import make_questions
 from mmsr.world.snapshot import load_world
 
-QWEN = get_preset("qwen3b")
+QWEN, PAPER = get_preset("qwen3b"), get_preset("qwen7b_paper")
 WORLD = load_world()
 QUESTIONS = [q for q in make_questions("train", 40, seed=61) if q.type in ("fact", "one_hop")][:4]
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -393,11 +393,11 @@ def test_an_update_computes_what_the_whole_model_does_from_pixels(preset: Preset
         torch.testing.assert_close(ours[: len(theirs)], theirs, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("config", [sft_config(QWEN, Path("x"), 0), grpo_config(QWEN, Path("x"), 0, 0.001)])
+@pytest.mark.parametrize("config", [sft_config(PAPER, Path("x"), 0), grpo_config(PAPER, Path("x"), 0, 0.001)])
 def test_the_settings_are_the_papers(config) -> None:
     assert config.gradient_checkpointing and config.learning_rate == (1e-4 if "SFT" in type(config).__name__ else 2e-6)
     if "SFT" in type(config).__name__:
-        assert config.lr_scheduler_type == "cosine" and config.warmup_steps == 0.1 and QWEN.sft_epochs == 3
+        assert config.lr_scheduler_type == "cosine" and config.warmup_steps == 0.1 and PAPER.sft_epochs == 3
         assert config.per_device_train_batch_size * config.gradient_accumulation_steps == 8
     else:
         assert (config.beta, config.epsilon, config.warmup_steps, config.num_generations) == (0.001, 0.2, 45, 8)

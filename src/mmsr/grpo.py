@@ -216,12 +216,7 @@ def play_groups(
 
 
 def loss(
-    now: torch.Tensor,
-    drawn: torch.Tensor,
-    reference: torch.Tensor,
-    advantage: float,
-    clip: float = 0.2,
-    kl: float = 1e-3,
+    now: torch.Tensor, drawn: torch.Tensor, reference: torch.Tensor, advantage: float, kl: float, clip: float = CLIP
 ) -> torch.Tensor:
     """The loss of one episode; a batch's is the mean of its episodes'.
 

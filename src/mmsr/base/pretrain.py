@@ -279,7 +279,7 @@ def train(out: Path, start: Path | None, phase: Phase, seed: int, workers: int) 
             print({"step": done["steps"], "loss": round(mean, 4), "minutes": round(done["minutes"], 1)}, flush=True)
             if not math.isfinite(mean):
                 raise RuntimeError(f"the loss is {mean} at step {done['steps']}: lower `peak` of this phase")
-            save(model, tokenizer, new := out / "partial.new", [*before, done])
+            save(model, tokenizer, new := out / "partial.new", [*before, done], torch.float32)
             torch.save(optimiser.state_dict(), new / OPTIMISER)
             shutil.rmtree(partial, ignore_errors=True)
             new.rename(partial)
@@ -301,9 +301,18 @@ def begin(start: Path | None, seed: int, device: torch.device) -> tuple[Qwen, Pr
     return model, tokenizer
 
 
-def save(model: Qwen, tokenizer: PreTrainedTokenizerFast, out: Path, recipe: list[dict]) -> None:
-    """Write bf16 weights, tokenizer, processor and recipe, as `load_policy` reads them."""
-    weights = {n: w.to(torch.bfloat16) for n, w in model.state_dict().items() if n != "lm_head.weight"}  # it is tied
+def save(
+    model: Qwen,
+    tokenizer: PreTrainedTokenizerFast,
+    out: Path,
+    recipe: list[dict],
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write weights, tokenizer, processor and recipe, as `load_policy` reads them; in fp32 what training goes on from.
+
+    It learns in steps that bf16 would round away.
+    """
+    weights = {n: w.to(dtype) for n, w in model.state_dict().items() if n != "lm_head.weight"}  # it is tied
     model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out)
     picture_processor().save_pretrained(out)
