@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmsr.env import MAX_TURNS, SearchEnv, Tools, Trajectory, TurnRecord, first_messages
+from mmsr.env import MAX_TURNS, SEARCHES, SearchEnv, Tools, Trajectory, TurnRecord, first_messages
 from mmsr.files import Journal, fill, read_json, read_rows, sha256, total_usage, undamaged, write_json, write_rows
 from mmsr.policy import Policy
 from mmsr.presets import Preset
@@ -86,7 +86,7 @@ class Built:
     def card(self) -> dict[str, Any]:
         """The card of the data set, the same however often the funnel was interrupted."""
         played = (example.trajectory.get("turns", []) for example in self.examples)
-        searches = (sum(turn["action"] in ("text_search", "img_search") for turn in turns) for turns in played)
+        searches = (sum(turn["action"] in SEARCHES for turn in turns) for turns in played)
         return {
             "name": "DeepMMSearchVQA in small (paper §3.3)",
             **{name: value for name, value in self.made_with.items() if name != "code"},

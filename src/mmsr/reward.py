@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from mmsr.env import Trajectory
+from mmsr.env import SEARCHES, Trajectory
 from mmsr.protocol import UNABLE, sanitise, visible
 from mmsr.task import Task
 
@@ -86,7 +86,7 @@ def support(trajectory: Mapping[str, Any], distrusts: Callable[[str], bool]) -> 
     """
     answer, pages = normalise(trajectory["answer"]), dict[str | int, dict[str, Any]]()
     turns = enumerate(trajectory["turns"], 1)
-    searched = [(number, turn) for number, turn in turns if turn["action"].endswith("_search") and not turn["error"]]
+    searched = [(number, turn) for number, turn in turns if turn["action"] in SEARCHES and not turn["error"]]
     if trajectory["end"] != "answer" or trajectory["answer"] == UNABLE or not searched:
         return {"label": "", "pages": []}
     for number, turn in searched:

@@ -35,6 +35,14 @@ ADDED = (
     *("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
 )
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+QWEN3 = {  # of pictures and of videos
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "Qwen3VLProcessor",
+}
 PICTURES = {  # preprocessor_config.json of the hub, as it stands
     "qwen2_5_vl": {
         "min_pixels": 3136,
@@ -49,23 +57,13 @@ PICTURES = {  # preprocessor_config.json of the hub, as it stands
     },
     "qwen3_vl": {
         "size": {"longest_edge": 16777216, "shortest_edge": 65536},
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
+        **QWEN3,
         "image_processor_type": "Qwen2VLImageProcessorFast",
     },
 }
 VIDEOS = {  # video_preprocessor_config.json of the hub's Qwen3-VL
     "size": {"longest_edge": 25165824, "shortest_edge": 4096},
-    "patch_size": 16,
-    "temporal_patch_size": 2,
-    "merge_size": 2,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "processor_class": "Qwen3VLProcessor",
+    **QWEN3,
     "video_processor_type": "Qwen3VLVideoProcessor",
 }
 TEMPLATES = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"  # TRL's copies of the hub's

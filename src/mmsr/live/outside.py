@@ -32,7 +32,7 @@ from mmsr.results import record_metrics
 from mmsr.tools.base import Corpus, ImageRetriever, TextRetriever
 
 LOCAL, MILVUS = "local", "milvus"
-SEARCHES = (LOCAL, MILVUS, *TEXT_ENGINES)
+TEXT_SOURCES = (LOCAL, MILVUS, *TEXT_ENGINES)
 DOMAIN = re.compile(r"[\w-]+(\.[\w-]+)*")
 ADDRESS = re.compile(r"https?://[^/?#@\s]+(/[^?#\s]*)?")
 SPENT, USAGE = "outside/spent.json", "outside"  # within a run's folder
@@ -55,7 +55,7 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     The keys of services come from the environment alone; at another address than an engine's own see `engines.moved`.
     """
 
-    search: str = LOCAL  # one of SEARCHES, or several at once and fused, such as "serper+wikimedia"
+    search: str = LOCAL  # one of TEXT_SOURCES, or several at once and fused, such as "serper+wikimedia"
     search_url: str = Field("", json_schema_extra=PATH)  # another address, such as that of `mmsr serve`; or Milvus
     picture_search: Literal[LOCAL, MILVUS, *IMAGE_ENGINES] = LOCAL
     picture_url: str = Field("", json_schema_extra=PATH)  # as search_url
@@ -83,8 +83,8 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @model_validator(mode="after")
     def _together(self) -> Outside:
         names = self.search.split("+")
-        if {*names} - {*SEARCHES}:
-            known = ", ".join(map(repr, SEARCHES))
+        if {*names} - {*TEXT_SOURCES}:
+            known = ", ".join(map(repr, TEXT_SOURCES))
             raise ValueError(f"outside: search must be {known}, or several of them joined by +, not {self.search!r}.")
         if len(names) > 1 and (self.search_url or MILVUS in names or len({*names}) < len(names)):
             raise ValueError(f"search={self.search}: each engine once, at its own address, and milvus only by itself.")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from mmsr.env import SEARCHES
 from mmsr.protocol import Answer, Box, ImageSearch, ProtocolError, TextSearch, parse_turn
 from mmsr.reward import exact_match
 from mmsr.show.look import words
@@ -82,7 +83,7 @@ def facts(row: Row) -> list[str]:
     found = [words(row.get("workflow") or ""), words(question.get("type") or ""), question.get("taxonomy") or ""]
     if trajectory:
         turns = trajectory.get("turns") or []
-        searches = sum(t.get("action") in ("text_search", "img_search") and not t.get("error") for t in turns)
+        searches = sum(t.get("action") in SEARCHES and not t.get("error") for t in turns)
         found += [f"{searches} search{'es' * (searches != 1)}", f"{len(turns)} turn{'s' * (len(turns) != 1)}"]
         reward = (trajectory.get("reward") or {}).get("total")
         found += [] if reward is None else [f"reward {reward:.2f}"]
