@@ -8,6 +8,8 @@
 | sft, grpo | the trained policies, all tools |
 | teacher | the scripted teacher: the ceiling of what the tools allow |
 
+A large model may play the first three too (`live.roles.Rival`).
+
 Beyond right or wrong, an agent has habits, decisions that a cold start leaves half made.
 
 | habit | of questions | what counts |
@@ -30,7 +32,7 @@ from operator import itemgetter
 from typing import Any
 
 from mmsr.env import Rules, SearchEnv, Tools, Trajectory, TurnRecord, look_up
-from mmsr.policy import Policy
+from mmsr.policy import Answering, Policy
 from mmsr.presets import Preset
 from mmsr.protocol import conversation, render_observation
 from mmsr.results import TOLERATED
@@ -77,7 +79,7 @@ class Exam:
 # --- workflows --------------------------------------------------------------------------------------------------------
 
 
-def direct(policy: Policy, exam: Exam, preset: Preset) -> list[Trajectory]:
+def direct(policy: Answering, exam: Exam, preset: Preset) -> list[Trajectory]:
     """The base's answer without any tool."""
 
     def answer(tasks: list[Task]) -> list[Trajectory]:
@@ -92,7 +94,7 @@ def _answered(task_id: str, turns: list[TurnRecord], answer: str) -> Trajectory:
     return Trajectory(task_id, [*turns, TurnRecord(answer, "answer", answer)], answer, "answer")
 
 
-def rag(policy: Policy, exam: Exam, preset: Preset, tools: Tools) -> list[Trajectory]:
+def rag(policy: Answering, exam: Exam, preset: Preset, tools: Tools) -> list[Trajectory]:
     """One search with the whole picture, one text search with question and best title, then the base answers."""
 
     def answer(tasks: list[Task]) -> list[Trajectory]:

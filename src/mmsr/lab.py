@@ -43,6 +43,7 @@ from mmsr.world.questions import make_questions
 
 if TYPE_CHECKING:
     from mmsr.live.outside import Connection
+    from mmsr.live.roles import Rival
 
 WORKERS = 8  # searches side by side where they wait for the network; the engines' own pace still holds
 SOURCES = ("search", "picture_search", "read_pages", "grounder", "summary")  # what episodes follow from
@@ -183,6 +184,10 @@ class Lab:
         return gather_object(rows)
 
     # --- notebook 4
+
+    def rivals(self) -> list[Rival]:
+        """The large models that `outside` names to be played beside ours."""
+        return self.connection.rivals()
 
     def exam(self, benchmark: str = "", data_dir: str | Path = "", sample: int = 0) -> Exam:
         """The world's test questions, or a benchmark's; `sample` draws another number of them than the preset's."""

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -117,6 +117,13 @@ def scaled(box: Sequence[float], old: tuple[int, int], new: tuple[int, int]) -> 
     """A box in a frame of another width and height."""
     sx, sy = new[0] / old[0], new[1] / old[1]
     return tuple(round(v * s) for v, s in zip(box, (sx, sy, sx, sy)))
+
+
+class Answering(Protocol):
+    """What answers without the protocol: a policy, or a large model (`live.roles.Rival`)."""
+
+    def ask(self, asked: Sequence[tuple[Image.Image, list[dict]]], batch_size: int = 64) -> list[str]:
+        """What it answers in each conversation, as `Policy.ask`."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +28,12 @@ TOLERATED = 0.05  # of a judge's verdicts may be missing before a table of resul
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def workflows(named: Iterable[str]) -> list[str]:
+    """All of ours, and behind them those among `named`, workflows or metrics of them, that are rivals' (`outside`)."""
+    played = dict.fromkeys(name.split("/")[1] if name.startswith("eval/") else name for name in named)
+    return [*WORKFLOWS, *(name for name in played if name not in WORKFLOWS)]
 
 
 def record_metrics(run_dir: Path, values: Mapping[str, Interval | float]) -> None:

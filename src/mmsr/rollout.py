@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from mmsr.decode import Row
 from mmsr.env import SearchEnv, Tools, Trajectory, TurnRecord, first_messages
-from mmsr.policy import Policy
+from mmsr.policy import Answering, Policy
 from mmsr.presets import Preset
 from mmsr.protocol import ImageSearch, Prompts, ProtocolError, Turn, conversation, parse_turn, render_turn
 from mmsr.task import Task
@@ -148,7 +148,7 @@ def as_coordinates(policy: Policy, grounder: Grounder) -> Rewrite:
     return rewrite
 
 
-def answer_directly(policy: Policy, tasks: Sequence[Task], prompts: Prompts, batch_size: int) -> list[str]:
+def answer_directly(policy: Answering, tasks: Sequence[Task], prompts: Prompts, batch_size: int) -> list[str]:
     """The frozen base's answers without any tool: the knowledge boundary, and the direct workflow."""
     asked = [(task.picture, conversation(prompts.direct, question=task.question)) for task in tasks]
     return policy.ask(asked, batch_size)

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint on loopback: a judge that compares letters, and a summariser that copies."""
+"""An OpenAI-compatible endpoint on loopback: a judge that compares letters, a summariser that copies, a sure rival."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+ASKED = "Answer to judge:"
+PLAYED = "<reason> I know it.</reason>\n<answer> Paris</answer>"  # of whoever is shown a picture
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -17,7 +20,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         prompt = body["messages"][-1]["content"]
-        text = judged(prompt) if "Answer to judge:" in prompt else summarised(prompt)
+        text = PLAYED if not isinstance(prompt, str) else judged(prompt) if ASKED in prompt else summarised(prompt)
         usage = {"prompt_tokens": len(prompt) // 4, "completion_tokens": len(text) // 4}
         choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         data = json.dumps({"choices": [choice], "usage": usage}).encode()

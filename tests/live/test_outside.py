@@ -100,8 +100,8 @@ def test_a_command_line_gives_text() -> None:
 def test_fields_say_what_is_a_path_and_what_may_change_when_a_run_goes_on() -> None:
     marks = {name: field.json_schema_extra or {} for name, field in Outside.model_fields.items()}
     assert [name for name in marks if marks[name].get("path")] == ["search_url", "picture_url", "world", "record"]
-    loose = ["teacher_workers", "llm_url", "llm_max_tokens", "teacher_llm", "judge_llm", "summary_llm"]
-    loose += ["record_days", "budget_calls", "budget_money"]
+    loose = ["teacher_workers", "rivals", "llm_url", "llm_max_tokens", "teacher_llm", "judge_llm", "summary_llm"]
+    loose += ["rivals_llm", "record_days", "budget_calls", "budget_money"]
     assert [name for name in marks if marks[name].get("loose")] == loose
 
 

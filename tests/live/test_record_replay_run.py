@@ -15,7 +15,7 @@ from local_llm import local_llm
 from mmsr.live.serve import running
 from mmsr.results import read_metrics
 from mmsr.runs.ask import SHIPPED
-from mmsr.runs.compare import compare
+from mmsr.runs.compare import compare, table
 from mmsr.runs.runner import run
 from mmsr.tools.image import LocalImageSearch
 from mmsr.tools.text import LocalTextSearch
@@ -56,6 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         "search": "serper",
         "picture_search": "serpapi_lens",
         "judge": "by-letters",
+        "rivals": "big/rival",
         "llm_price_in": 1.0,
         "llm_price_out": 2.0,
         "record": str(root / "calls.sqlite"),
@@ -110,6 +111,17 @@ def test_the_manifest_tells_what_was_asked_and_spent(runs: Runs) -> None:
         judge = manifest["04_evaluate"]["judge"]
         assert len(judge["prompt_sha256"]) == 12 and judge["counts"]["failed"] == 0
         assert manifest["04_evaluate"]["roles"]["judge"]["model"] == "by-letters"
+
+
+def test_a_rival_is_a_workflow_among_ours(runs: Runs) -> None:
+    metrics = read_metrics(runs.recorded)
+    for workflow, searches, valid in (("direct", 0, 1), ("rag", 2, 1), ("prompted", 0, 1)):
+        name = f"eval/big_rival {workflow}"
+        assert metrics[f"{name}/accuracy"].n == 10 and metrics[f"{name}/searches"].value == searches
+        assert metrics[f"{name}/valid_turn_rate"].value == valid
+        assert f"big_rival {workflow}" in table(runs.recorded)
+    spent = json.loads((runs.recorded / "manifest.json").read_text())["outside"]["04_evaluate"]["roles"]
+    assert spent["rival big_rival"]["model"] == "big/rival" and spent["rival big_rival"]["tokens"] > 0
 
 
 def test_every_picture_is_shown(runs: Runs) -> None:

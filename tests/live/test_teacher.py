@@ -23,13 +23,14 @@ from small_funnel import PRESET, Made, make, questions, tools
 from mmsr.benchmarks.registry import training_questions
 from mmsr.data import UNLABELLED
 from mmsr.env import SearchEnv, Trajectory
+from mmsr.evaluate import Exam, direct, rag
 from mmsr.files import Stopped
 from mmsr.live.door import Door
 from mmsr.live.engines import base64_jpeg
 from mmsr.live.limits import Budget, BudgetSpent, Limits, SetUpFirst
 from mmsr.live.models import Chat, ChatModel
 from mmsr.live.record import stats
-from mmsr.live.roles import FIELDS, LLMTeacher, ModelJudge, label_field, turn_prompt
+from mmsr.live.roles import FIELDS, LLMTeacher, ModelJudge, Rival, label_field, turn_prompt
 from mmsr.protocol import Answer, ImageSearch, TextSearch, Turn, render_turn
 from mmsr.task import Task
 from mmsr.teacher import FunnelError, Teacher
@@ -141,6 +142,25 @@ def test_it_plays_the_protocol_on_its_own_prompts(web: LocalWeb, tmp_path: Path)
         assert text.startswith(turn.observation.partition("</information>")[0])
     assert all(len(turn.replay_keys) == 1 for turn in played.turns)
     assert stats(tmp_path / "calls")["teacher"]["calls"] == len(played.turns)
+
+
+def test_a_rival_plays_what_the_base_plays_and_is_not_advised(
+    web: LocalWeb, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web.play(model(plays_well))
+    rival, exam = Rival(chat(web.url, "rival some-model")), Exam(tuple(questions()))
+    played = exam.play(lambda tasks: rival.play(tasks, tools(), PRESET.prompts))
+    assert [episode.answer for episode in played] == [scripts()[url].answer for url in scripts()]
+    told = [seen.json()["messages"][0]["content"][1]["text"] for seen in web.seen]
+    assert {*told} == {turn_prompt(question.text, advised=False) for question in questions()}
+    assert not {*told} & {turn_prompt(question.text) for question in questions()}
+    web.play(model(lambda request: "<think>hm</think> " + request["messages"][0]["content"][1]["text"]))
+    assert [episode.answer for episode in direct(rival, exam, PRESET)] == [question.text for question in exam.questions]
+    for question, episode in zip(exam.questions, rag(rival, exam, PRESET, tools())):
+        assert question.text in episode.answer and episode.searches() == 2
+    web.play(model(lambda request: says(400, {"error": {"message": "no such picture"}})))
+    assert {episode.answer for episode in direct(rival, exam, PRESET)} == {""}
+    assert f"some-model: {len(exam)} of {len(exam)} were not answered. The first: " in capsys.readouterr().out
 
 
 def test_samples_of_one_task_are_told_apart(web: LocalWeb) -> None:

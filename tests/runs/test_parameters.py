@@ -106,7 +106,7 @@ def test_what_cannot_be_is_said_in_a_sentence(notebook: Notebook, given: dict, s
 
 def test_fields_say_what_is_alike_and_what_may_change() -> None:
     assert marked(Preset, "alike") == {"policy", "revision", "four_bit"}
-    llm = {"llm_url", "llm_max_tokens", "teacher_llm", "judge_llm", "summary_llm"}
+    llm = {"llm_url", "llm_max_tokens", "teacher_llm", "judge_llm", "summary_llm", "rivals", "rivals_llm"}
     assert marked(Outside, "loose") == {"budget_calls", "budget_money", "record_days", "teacher_workers"} | llm
     assert marked(Preset, "loose") == {"report_to"}
     first, second = (flat("tiny", {"kl": 0.1, "sizes": sizes}) for sizes in ({}, {"policy": "tiny"}))

@@ -72,6 +72,8 @@ def unit_costs(preset: Preset, outside: Outside, flops: float) -> dict[str, Cost
             searched += number * (sent * call(engine.service.rate, engine.service.price) + [0, pages, 0])
     known = prompt + SEARCHES / 2 * (read_at_once(preset) + TURN_TOKENS)  # to a teacher in the middle of an episode
     judged = asked("judge", *JUDGED)
+    answered, read = (asked("rivals", tokens, SAID) for tokens in (prompt, prompt + read_at_once(preset)))
+    rivals = searched + turns * asked("rivals", known, TURN_TOKENS) + answered + searched + read + 3 * judged
     rollout = searched + judged + passed(length, steps=writing / min(rollouts.rows, preset.rollout_rows))
     return {
         "sft": preset.sft_batch * passed(length, 2),
@@ -81,6 +83,7 @@ def unit_costs(preset: Preset, outside: Outside, flops: float) -> dict[str, Cost
         "said": passed(prompt, steps=SAID / preset.rollout_rows),
         "searched": searched,
         "judged": judged,
+        "rivals": len(outside.rivals.split()) * rivals,
     }
 
 

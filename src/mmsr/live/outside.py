@@ -25,7 +25,7 @@ from mmsr.live.fusion import Fused
 from mmsr.live.limits import Budget
 from mmsr.live.milvus import world_image_search, world_text_search
 from mmsr.live.models import Chat, ChatModel
-from mmsr.live.roles import LLMSummariser, ModelJudge
+from mmsr.live.roles import LLMSummariser, ModelJudge, Rival
 from mmsr.live.wire import is_address
 from mmsr.presets import Preset, get_preset, read_settings
 from mmsr.results import record_metrics
@@ -67,6 +67,7 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     teacher_workers: int = Field(8, ge=1, json_schema_extra=LOOSE)  # episodes side by side
     judge: str = ""  # a model's name, "" for exact match
     summary: str = ""  # a model's name, "" for the extractive summary
+    rivals: str = Field("", json_schema_extra=LOOSE)  # models' names, "gpt-5 o3": notebook 04 plays them as workflows
     llm_url: str = Field("", json_schema_extra=LOOSE)  # an OpenAI-compatible endpoint, "" for OpenAI's
     llm_price_in: float = Field(0.0, ge=0)  # US dollars a million tokens
     llm_price_out: float = Field(0.0, ge=0)
@@ -74,6 +75,7 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     teacher_llm: RoleModel = Field(RoleModel(), json_schema_extra=ROLE)  # of that role alone: {"max_tokens": 8192}
     judge_llm: RoleModel = Field(RoleModel(), json_schema_extra=ROLE)  # {"price_in": 1.25, "reasoning_effort": "low"}
     summary_llm: RoleModel = Field(RoleModel(), json_schema_extra=ROLE)
+    rivals_llm: RoleModel = Field(RoleModel(), json_schema_extra=ROLE)  # of each of them
     record: str = Field("", json_schema_extra=PATH)  # the file of the record
     mode: Mode = "live"  # see `live.door`
     record_days: float = Field(0.0, ge=0, le=10_000, json_schema_extra=LOOSE)  # what is older is asked again; 0: none
@@ -107,12 +109,15 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return self
 
     def models(self) -> dict[str, ChatModel]:
-        """The large models that are asked, by role."""
-        return {role: self.chat_model(role) for role in ("teacher", "judge", "summary") if getattr(self, role)}
+        """The large models that are asked, by role; of several rivals the first."""
+        return {
+            role: self.chat_model(role) for role in ("teacher", "judge", "summary", "rivals") if getattr(self, role)
+        }
 
-    def chat_model(self, role: str) -> ChatModel:
-        """A role's model at the endpoint, with the settings of all and its own."""
-        name, own, known = getattr(self, role), getattr(self, f"{role}_llm"), {*RoleModel.model_fields}
+    def chat_model(self, role: str, number: int = 0) -> ChatModel:
+        """A role's model at the endpoint, with the settings of all and its own; of several in a role, that number."""
+        own, known = getattr(self, f"{role}_llm"), {*RoleModel.model_fields}
+        name = getattr(self, role).split()[number] if role == "rivals" else getattr(self, role)
         at = ChatModel(name, price_in=self.llm_price_in, price_out=self.llm_price_out, max_tokens=self.llm_max_tokens)
         at = replace(at, extra=own.model_extra, **own.model_dump(include=known, exclude_none=True))
         return replace(at, base_url=self.llm_url, key_env=set_key(at.key_env)) if self.llm_url else at
@@ -157,6 +162,13 @@ class Connection:
         """The teacher's model, as "teacher" or in another role, such as "fields"."""
         self.chats.append(Chat(self.outside.chat_model("teacher"), self.door, role))
         return self.chats[-1]
+
+    def rivals(self) -> list[Rival]:
+        """The large models that notebook 04 plays beside ours."""
+        models = [self.outside.chat_model("rivals", number) for number in range(len(self.outside.rivals.split()))]
+        chats = [Chat(model, self.door, f"rival {model.model.replace('/', '_')}") for model in models]
+        self.chats.extend(chats)
+        return list(map(Rival, chats))
 
     def text_search(self, world: Corpus) -> TextRetriever:
         """The engine for text, several fused, or the world's pages in Milvus, where search is not local."""

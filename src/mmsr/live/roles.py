@@ -5,6 +5,7 @@
     LLMSummariser(ChatModel("gpt-4o"), door, "text_summary").summarise(question, query, hits)
     label_field(Chat(ChatModel("gpt-4o"), door, "fields"), question)        # -> "Geography"
     LLMTeacher(Chat(ChatModel("gemini-2.5-pro"), door, "teacher")).play(task, env)    # -> a trajectory
+    evaluate.direct(Rival(Chat(ChatModel("gpt-5"), door, "rival gpt-5")), exam, size)    # a workflow of notebook 04
 
 Their prompts are those of `assets/prompts/`. Each method that asks a model raises the errors of `live.limits`.
 """
@@ -19,10 +20,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmsr.env import SearchEnv, Trajectory, TurnRecord
+from PIL import Image
+
+from mmsr.env import SearchEnv, Tools, Trajectory, TurnRecord
 from mmsr.live.door import Door
 from mmsr.live.models import THOUGHTS, Chat, ChatModel
-from mmsr.presets import read_prompt
+from mmsr.presets import Prompts, read_prompt
 from mmsr.protocol import is_blank, sanitise
 from mmsr.reward import LABELS, Label, Verdict, exact_match
 from mmsr.task import Asked, Task
@@ -168,16 +171,16 @@ class LLMTeacher:
 
     What it writes is parsed like any policy's turn: a broken one is told so, and may fail the episode. It reads the
     policies' prompts with advice on when to search; the trajectory holds them without, for the policy will learn from
-    that. `seed` goes with every call. Safe between threads.
+    that; a rival is not `advised`. `seed` goes with every call. Safe between threads.
     """
 
-    def __init__(self, chat: Chat, seed: int = 0) -> None:
-        self.chat, self.seed = chat, seed
+    def __init__(self, chat: Chat, seed: int = 0, advised: bool = True) -> None:
+        self.chat, self.seed, self.advised = chat, seed, advised
 
     def play(self, task: Task, env: SearchEnv, sample: int = 0) -> Trajectory:
         """Play a task to its end in `env`, which holds it; `sample` tells repeated episodes of one task apart."""
         question = sanitise(task.question)
-        first = {"type": "text", "text": turn_prompt(question)}
+        first = {"type": "text", "text": turn_prompt(question, advised=self.advised)}
         messages = [{"role": "user", "content": [{"type": "image", "image": task.picture}, first]}]
         while not env.trajectory.end:
             completion = self.chat.complete(messages, seed=self.seed + sample)
@@ -185,7 +188,8 @@ class LLMTeacher:
             env.step(text)
             turn = env.trajectory.turns[-1]
             turn.replay_keys.insert(0, completion.key)
-            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": _next(question, turn)}]
+            read = _next(question, turn, self.advised)
+            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": read}]
         return env.trajectory
 
     def player(self, workers: int = 8) -> Player:
@@ -196,14 +200,49 @@ class LLMTeacher:
         return Player(settings, lambda question, task, env: self.play(task, env), workers)
 
 
-def turn_prompt(question: str, before: str = "start") -> str:
+class Rival:
+    """A large model as a workflow of notebook 04, with tools or without (paper Table 1: GPT-4o, o3).
+
+    A call that failed counts as no answer, and is told; what cannot be mended by asking again is raised.
+    """
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat, self.name = chat, chat.model.model.replace("/", "_")
+
+    def ask(self, asked: Sequence[tuple[Image.Image, list[dict]]], batch_size: int = 0) -> list[str]:
+        """What it answers in each conversation, as `Policy.ask`; its workers say how many it has at once."""
+
+        def one(conversation: tuple[Image.Image, list[dict]]) -> str:
+            picture, messages = conversation
+            shown = {"type": "image", "image": picture}
+            parts = [[shown if part["type"] == "image" else part for part in m["content"]] for m in messages]
+            told = [message | {"content": content} for message, content in zip(messages, parts)]
+            return _after_thoughts(self.chat.complete(told).text)
+
+        answers = in_parallel(one, asked, self.chat.model.workers)
+        self._tell(answers)
+        return ["" if isinstance(answer, ToolError) else answer for answer in answers]
+
+    def play(self, tasks: Sequence[Task], tools: Tools, prompts: Prompts) -> list[Trajectory]:
+        """The protocol, told as the base is told it (the paper's prompted agent), with all tools."""
+        player = LLMTeacher(self.chat, advised=False)
+        episodes = [SearchEnv(tools, prompts, task) for task in tasks]
+        self._tell(in_parallel(lambda env: player.play(env.task, env), episodes, self.chat.model.workers))
+        return [env.trajectory for env in episodes]
+
+    def _tell(self, results: Sequence[Any]) -> None:
+        if failed := [result for result in results if isinstance(result, ToolError)]:
+            print(f"{self.name}: {len(failed)} of {len(results)} were not answered. The first: {failed[0]}", flush=True)
+
+
+def turn_prompt(question: str, before: str = "start", advised: bool = True) -> str:
     """The prompt of a turn as the policies have it, with advice on when to search; `before` is the action before it."""
-    return read_prompt(TURNS[before], read_prompt("teacher_advice")).format(question=question)
+    return read_prompt(TURNS[before], read_prompt("teacher_advice") if advised else "").format(question=question)
 
 
-def _next(question: str, turn: TurnRecord) -> str:
+def _next(question: str, turn: TurnRecord, advised: bool) -> str:
     """What the teacher reads after a turn: what came back, and its own prompt in place of the policy's."""
     found, end, _ = turn.observation.partition(END)
     if turn.error or not end:
         return turn.observation
-    return f"{found}{end}\n{turn_prompt(question, turn.action)}"
+    return f"{found}{end}\n{turn_prompt(question, turn.action, advised)}"

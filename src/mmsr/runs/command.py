@@ -102,6 +102,15 @@ def _run(options: Options) -> None:
 
     folder = run(options.notebooks, options.preset, options.name, options.seed, given, root, options.fresh)
     print(f"\n{table(folder)}\n\nFigures: {os.path.relpath(folder / 'figures')}")
+    if not options.notebooks:
+        _report(argparse.Namespace(run=folder))
+
+
+def _report(options: Options) -> None:
+    from mmsr.runs.report import write_report
+
+    with refusing(OSError, ValueError):
+        print(f"Report: {os.path.relpath(write_report(options.run))}")
 
 
 def _read(options: Options) -> int:
@@ -176,7 +185,7 @@ def _scene(options: Options) -> None:
         scene = (draw_photo if options.photo else draw_scene)(world, isos, options.seed)
     scene.picture.save(options.out)
     print(f"{scene.picture.width}×{scene.picture.height} pixels written to {options.out}. Ask, for example:")
-    ways = [words for index in range(len(scene.flags)) for words in scene.references(index, ["position", "look"])]
+    ways = [words for index in range(len(scene.flags)) for words in scene.references(index, ["position", "size"])]
     for words in ways[:3] or ["in the picture"]:
         question = ABOUT_FLAG[0].format(noun="capital", ref=f"the flag {words}")
         print(f"  mmsr ask {options.out} {question!r}")
@@ -261,7 +270,7 @@ def _serve(options: Options) -> None:
         serve(world, *engines, port=options.port)
 
 
-DOES = {"run": _run, "check": _check, "ask": _ask, "export": _export, "scene": _scene}
+DOES = {"run": _run, "report": _report, "check": _check, "ask": _ask, "export": _export, "scene": _scene}
 DOES |= {"fit": _fit, "bench": _bench, "serve": _serve, "replay": _replay, "world": _index}
 DOES |= dict.fromkeys(("sft", "grpo"), _train)
 DOES |= dict.fromkeys(("table", "contrast", "compare"), _read)

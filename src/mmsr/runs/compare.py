@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmsr.files import read_rows, undamaged
-from mmsr.results import CROPS, DASH, DETECTOR, TOLERATED, WORKFLOWS, percent, read_metrics, signed
+from mmsr.results import CROPS, DASH, DETECTOR, TOLERATED, percent, read_metrics, signed, workflows
 from mmsr.stats import Interval
 
 PAIRS = ("grpo-sft", "grpo-rag", "grpo-direct", "base-whole")
@@ -40,32 +40,37 @@ def _exact(interval: Interval | None) -> str:
 
 
 def table(*run_dirs: Path) -> str:
-    """The results of a run as text: workflows, crops, paired differences; a dash for what was not measured.
+    """The results of a run as text, or the mean and range of several; raises as `tables`."""
+    head = [f"{len(run_dirs)} runs: their mean [their lowest, their highest]"] if len(run_dirs) > 1 else []
+    return "\n\n".join([*head, *map(_aligned, tables(*run_dirs))])
+
+
+def tables(*run_dirs: Path) -> list[list[list[str]]]:
+    """The results of a run as cells: workflows, crops, paired differences; a dash for what was not measured.
 
     Of several runs, which should differ in their seeds alone, it shows the mean of what all of them have measured, with
     the lowest and the highest instead of an interval. Raises FileNotFoundError as `read_metrics` does.
     """
     runs = [read_metrics(folder) for folder in run_dirs]
-    known, head = runs[0], []
+    known = runs[0]
     if len(runs) > 1:
         shared = [name for name in known if all(name in run for run in runs)]
         known = {name: _mean_and_range([run[name].value for run in runs]) for name in shared}
-        head = [f"{len(runs)} runs: their mean [their lowest, their highest]"]
-    workflows = [["workflow", "accuracy", "supported", "searches", "needless", "valid turns"]]
-    for name in WORKFLOWS:
+    played = [["workflow", "accuracy", "supported", "searches", "needless", "valid turns"]]
+    for name in workflows(name for name in known if name.startswith("eval/")):
         scores = ("accuracy", "supported", "searches", "needless_search_rate", "valid_turn_rate")
         accuracy, supported, searches, needless, valid = (known.get(f"eval/{name}/{score}") for score in scores)
         number = DASH if searches is None else f"{searches.value:.2f}"
         missing = known.get(f"eval/{name}/judge_unreadable", Interval(0.0))
         unjudged = f" ({percent(missing)} without a verdict)" if missing.value > TOLERATED else ""
         shares = [percent(supported), number, percent(needless), percent(valid)]
-        workflows.append([name, percent(accuracy, True) + unjudged, *shares])
+        played.append([name, percent(accuracy, True) + unjudged, *shares])
     crops = [["crop", "accuracy", "recall@1"]]
     for name in (*CROPS, *([DETECTOR] if f"ablation/{DETECTOR}/accuracy" in known else [])):
         crops.append([name, *(percent(known.get(f"ablation/{name}/{x}"), True) for x in ("accuracy", "recall_at_1"))])
     pairs = [["paired difference", "accuracy, points"]]
     pairs += [[name, signed(known.get(f"paired/{name}/accuracy"), 100)] for name in PAIRS]
-    return "\n\n".join([*head, *map(_aligned, (workflows, crops, pairs))])
+    return [played, crops, pairs]
 
 
 def _mean_and_range(values: Sequence[float]) -> Interval:

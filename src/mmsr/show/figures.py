@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mmsr import results
 from mmsr.evaluate import HABITS, HALVES
 from mmsr.results import CROPS, DETECTOR, METRICS, WORKFLOWS, read_metrics
 from mmsr.show.charts import NOTEBOOKS, TEXTS, bars, canvas, curve, heading, lines, read, saved, share, stacks, whisker
@@ -105,7 +106,10 @@ def crops(run_dir: Path) -> Figure:
 def _bars(run: Path, name: str, folder: str, rows: Sequence[str], panels: Mapping[str, str]) -> Figure:
     """A panel for each metric `<folder>/<row>/<metric>` (metric → title), a bar in it for each workflow or crop."""
     read(run, METRICS, folder)
-    metrics, needed = read_metrics(run), [f"{folder}/{row}/accuracy" for row in rows]
+    metrics = read_metrics(run)
+    if rows == WORKFLOWS:
+        rows = results.workflows(name for name in metrics if name.startswith("eval/"))
+    needed = [f"{folder}/{row}/accuracy" for row in rows]
     if not any(metric in metrics for metric in needed):
         raise ValueError(f"{run / METRICS} has no {needed[0]}: run notebook {NOTEBOOKS[folder]} first.")
     if folder == "ablation":  # of which our world has some, a benchmark others
