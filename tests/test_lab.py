@@ -177,23 +177,23 @@ def taught(tmp_path: Path) -> Path:
 def test_cold_start_grpo_and_validation_share_no_question_of_a_benchmark(taught: Path) -> None:
     lab = on_fvqa(taught / "taught", taught / "fvqa")
     learned = {question.id for question in lab.questions("fvqa_train", taught / "fvqa")}
-    asked, played = {q.id for q in lab.validation}, {task.id for task in lab.grpo_tasks}
+    asked, played = {q.id for q in lab.validation}, {question.id for question in lab.grpo_questions}
     assert (len(learned), len(asked), len(played)) == (30, 10, 20) and len(learned | asked | played) == 60
-    assert all(task.picture.size == (64, 48) and task.golds[0].startswith("colour") for task in lab.grpo_tasks)
+    assert all(q.draw().size == (64, 48) and q.answer.startswith("colour") for q in lab.grpo_questions)
     again, other = (on_fvqa(taught / "taught", taught / "fvqa", seed) for seed in (0, 1))
-    assert [task.id for task in again.grpo_tasks] == [task.id for task in lab.grpo_tasks]
+    assert [question.id for question in again.grpo_questions] == [question.id for question in lab.grpo_questions]
     assert {q.id for q in other.validation} != asked and not {q.id for q in other.validation} & learned
     with pytest.raises(ValueError, match="A step of GRPO asks 5 questions, but 1 are left to ask"):
-        _ = on_fvqa(taught / "taught", taught / "fvqa", sizes=SMALL | {"eval_questions": 29 * 6}).grpo_tasks
+        _ = on_fvqa(taught / "taught", taught / "fvqa", sizes=SMALL | {"eval_questions": 29 * 6}).grpo_questions
 
 
 def test_what_another_runs_cold_start_has_learned_is_not_asked_either(taught: Path) -> None:
     own, other = on_fvqa(taught / "taught", taught / "fvqa"), taught / "other"
-    assert [task.id for task in on_fvqa(other, taught / "fvqa", adapters=taught / "taught").grpo_tasks] == [
-        task.id for task in own.grpo_tasks
+    assert [question.id for question in on_fvqa(other, taught / "fvqa", adapters=taught / "taught").grpo_questions] == [
+        question.id for question in own.grpo_questions
     ]
     with pytest.raises(FileNotFoundError, match=r"data\.jsonl is not there: run notebook 01 first"):
-        _ = on_fvqa(other, taught / "fvqa").grpo_tasks
+        _ = on_fvqa(other, taught / "fvqa").grpo_questions
 
 
 def test_a_policy_is_validated_on_a_benchmark(taught: Path) -> None:

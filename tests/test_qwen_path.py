@@ -375,7 +375,7 @@ def test_an_update_computes_what_the_whole_model_does_from_pixels(preset: Preset
         model=policy.model,
         args=grpo_config(preset, tmp_path, 0, 0.001),
         reward_funcs=[lambda **_: [0.0]],
-        train_dataset=as_rows([Task.of(QUESTIONS[0])]),
+        train_dataset=as_rows(QUESTIONS[:1]),
         processing_class=policy.processor,
     )
     trainer._rows, width = rows, max(len(row.ids) for row in rows)
@@ -470,8 +470,8 @@ def test_sft_with_gradient_checkpointing_teaches_every_lora_weight(cold: tuple[P
 
 
 def learn(preset: Preset, cold: Path, folder: Path) -> tuple[Policy, dict[str, torch.Tensor]]:
-    policy, tasks = load(preset, cold / "adapter"), [Task.of(q) for q in QUESTIONS]
-    trained = train_grpo(policy, tasks, open_tools(preset, policy), preset, folder, seed=5)
+    policy = load(preset, cold / "adapter")
+    trained = train_grpo(policy, QUESTIONS, open_tools(preset, policy), preset, folder, seed=5)
     return trained, load_file(folder / "adapter" / "adapter_model.safetensors")
 
 

@@ -39,7 +39,7 @@ from mmsr.policy import Policy, load_policy
 from mmsr.presets import get_preset
 from mmsr.reward import RewardWeights
 from mmsr.sft import as_rows, learned_tokens, train_sft
-from mmsr.task import Task
+from mmsr.task import FileQuestion, Task
 from mmsr.teacher import Teacher
 from mmsr.tools.base import FatalToolError, ToolError
 from mmsr.tools.picture import read_picture
@@ -143,7 +143,7 @@ def reinforced(cold: Trained, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
     A policy after two steps of SFT earns nothing, and equal rewards teach nothing: so longer turns earn a little.
     """
-    folder, tasks = tmp_path_factory.mktemp("grpo"), [Task.of(q) for q in QUESTIONS]
+    folder = tmp_path_factory.mktemp("grpo")
     real = grpo.scores
 
     def favouring_length(trajectories, *args):
@@ -152,7 +152,7 @@ def reinforced(cold: Trained, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
     def train() -> Policy:
         policy = load_policy("tiny", adapter=cold.folder / "adapter")
-        return train_grpo(policy, tasks, open_tools(PRESET, policy), PRESET, folder, seed=5)
+        return train_grpo(policy, QUESTIONS, open_tools(PRESET, policy), PRESET, folder, seed=5)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmsr.grpo.scores", favouring_length)
@@ -194,9 +194,9 @@ def test_lora_learns_in_fp32_whatever_it_was_made_in(
         if weight.requires_grad:
             weight.data = weight.data.bfloat16()
     before = {n: w.detach().float().clone() for n, w in policy.model.named_parameters() if "lora_A.default" in n}
-    preset, tasks = replace(PRESET, grpo_lr=2e-6, grpo_warmup=0), [Task.of(q) for q in QUESTIONS]
+    preset = replace(PRESET, grpo_lr=2e-6, grpo_warmup=0)
     monkeypatch.setattr(grpo, "reward_functions", lambda *given: ([length_reward], [1.0]))
-    trained = train_grpo(policy, tasks, open_tools(PRESET, policy), preset, tmp_path, seed=5)
+    trained = train_grpo(policy, QUESTIONS, open_tools(PRESET, policy), preset, tmp_path, seed=5)
     after = {n: w for n, w in trained.model.named_parameters() if "lora_A.default" in n}
     assert {weight.dtype for weight in after.values()} == {torch.float32}
     moved = torch.cat([(after[name] != before[name]).flatten() for name in before])
@@ -243,8 +243,7 @@ def test_a_tracker_is_told_the_columns_of_the_table_and_an_episode_now_and_then(
     pictures = [e.question.scene().picture for e in examples]
     train_sft(load_policy("tiny"), examples, pictures, watched, tmp_path / "run" / "sft", seed=5)
     policy = load_policy("tiny", adapter=cold.folder / "adapter")
-    tasks = [Task.of(q) for q in QUESTIONS]
-    train_grpo(policy, tasks, open_tools(PRESET, policy), watched, tmp_path / "run" / "grpo", seed=5)
+    train_grpo(policy, QUESTIONS, open_tools(PRESET, policy), watched, tmp_path / "run" / "grpo", seed=5)
     assert [given["name"] for given in tracker.begun] == ["run-sft", "run-grpo"] and tracker.ended == 2
     for stage in ("sft", "grpo"):
         table = rows(tmp_path / "run" / stage / f"{stage}.csv")
@@ -276,6 +275,27 @@ def test_decoded_pictures_never_pile_up(cold: Trained, examples: list[Example], 
         seen = [row["images"][0].tobytes() for row in table]
     assert len(seen) == 3 * len(examples) and {*seen} == {e.question.draw().tobytes() for e in examples}
     assert most <= 2
+
+
+def test_grpo_holds_the_pictures_of_one_step(cold: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, most = [], 0
+
+    def watched(data: bytes) -> Image.Image:
+        nonlocal most
+        picture = read_picture(data)
+        read.append(weakref.ref(picture))
+        most = max(most, sum(one() is not None for one in read))
+        return picture
+
+    monkeypatch.setattr("mmsr.task.read_picture", watched)
+    asked = []
+    for question in QUESTIONS:
+        question.draw().save(path := tmp_path / f"{question.id}.png")
+        asked.append(FileQuestion(id=question.id, type="file", text=question.text, answer="x", picture=str(path)))
+    policy = load_policy("tiny", adapter=cold.folder / "adapter")
+    preset = replace(PRESET, grpo_steps=4, new_tokens=8, completion_tokens=120)
+    train_grpo(policy, asked, open_tools(PRESET, policy), preset, tmp_path / "grpo", seed=5)
+    assert len(read) == 4 * preset.grpo_questions and most <= 2 * preset.grpo_questions
 
 
 # --- what bears loss ------------------------------------------------------------------------------------------------
@@ -341,7 +361,7 @@ def test_the_loss_by_hand_is_the_trainers(cold: Trained, tmp_path: Path, monkeyp
     monkeypatch.setattr(grpo, "EpisodeTrainer", Spy)
     monkeypatch.setattr(grpo, "reward_functions", lambda *given: ([length_reward], [1.0]))
     preset = replace(PRESET, micro_batch=4)
-    train_grpo(policy, [Task.of(q) for q in QUESTIONS], open_tools(PRESET, policy), preset, tmp_path, seed=5, kl=0.5)
+    train_grpo(policy, QUESTIONS, open_tools(PRESET, policy), preset, tmp_path, seed=5, kl=0.5)
     assert len(pairs) == 2 * 2 * 2 and max(abs((x - y).item()) for x, y in pairs) < 1e-6
     assert max(abs(y.item()) for _, y in pairs) > 1e-3
 
@@ -415,7 +435,7 @@ def test_a_spent_budget_ends_grpo(cold: Trained, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(SearchEnv, "_play", lambda env, text: env._search_text(text, "Kenya"))
     spent = replace(open_tools(PRESET, policy), text=Engine(error=BudgetSpent("The budget is spent.")))
     with pytest.raises(BudgetSpent, match="The budget is spent"):
-        train_grpo(policy, [Task.of(q) for q in QUESTIONS], spent, PRESET, tmp_path, seed=5)
+        train_grpo(policy, QUESTIONS, spent, PRESET, tmp_path, seed=5)
 
 
 @dataclass
@@ -430,7 +450,7 @@ class Searching:
         policy = load_policy("tiny", adapter=self.cold.folder / "adapter")
         preset = replace(PRESET, grpo_steps=steps, grpo_questions=1, completion_tokens=300)
         tools = replace(open_tools(PRESET, policy), text=self.text)
-        train_grpo(policy, [Task.of(q) for q in QUESTIONS], tools, preset, folder, seed=5)
+        train_grpo(policy, QUESTIONS, tools, preset, folder, seed=5)
 
 
 @pytest.fixture
@@ -613,8 +633,8 @@ def test_log_probabilities_of_a_step_are_those_of_the_rollout_and_trls_own(
 
     monkeypatch.setattr(EpisodeTrainer, "_get_per_token_logps_and_entropies", both)
     monkeypatch.setattr("mmsr.with_trl.ROWS", 3)  # several groups, the last of another size
-    tasks, preset = [Task.of(question) for question in QUESTIONS[:4]], replace(PRESET, grpo_steps=1)
-    train_grpo(policy, tasks, open_tools(PRESET, policy), preset, tmp_path, seed=5)
+    preset = replace(PRESET, grpo_steps=1)
+    train_grpo(policy, QUESTIONS[:4], open_tools(PRESET, policy), preset, tmp_path, seed=5)
     lengths = {len(row.ids) for _, rows, _ in seen for row in rows}
     assert len(lengths) > 1 and max(sum(row.written) for _, rows, _ in seen for row in rows) > PRESET.new_tokens
     for (logps, entropies), rows, plain in seen:

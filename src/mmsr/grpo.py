@@ -1,6 +1,6 @@
 """GRPO against the live tools (paper §3.4), with TRL's GRPOTrainer on the episodes of our own loop.
 
-    policy = train_grpo(policy, tasks, tools, preset, folder, seed, RewardWeights())
+    policy = train_grpo(policy, questions, tools, preset, folder, seed, RewardWeights())
 
 Paper's settings: 8 rollouts a question, advantage = reward − group mean (no standard deviation), KL 0.001, clip 0.2.
 rollout.py plays the episodes; with_trl.py hands them to TRL. What TRL computes of them stands here once more by hand,
@@ -31,7 +31,7 @@ from mmsr.results import TOLERATED
 from mmsr.reward import Judge, RewardWeights, scores
 from mmsr.rollout import Episode, Sampling, roll
 from mmsr.stats import Interval
-from mmsr.task import Task
+from mmsr.task import Asked, Task
 from mmsr.tools.base import FatalToolError
 from mmsr.training import StepCSV, quiet_trainers, train, training_arguments
 from mmsr.with_trl import EpisodeTrainer, adding
@@ -61,9 +61,9 @@ def grpo_config(preset: Preset, folder: Path, seed: int, kl: float) -> GRPOConfi
     )
 
 
-def as_rows(tasks: Sequence[Task]) -> Dataset:
-    """Rows as TRL reads them. It asks for a prompt, and is given the identifier of the task."""
-    return Dataset.from_list([{"prompt": [{"role": "user", "content": task.id}]} for task in tasks])
+def as_rows(questions: Sequence[Asked]) -> Dataset:
+    """Rows as TRL reads them. It asks for a prompt, and is given the identifier of the question."""
+    return Dataset.from_list([{"prompt": [{"role": "user", "content": question.id}]} for question in questions])
 
 
 # --- rewards ----------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class Outage(TrainerCallback):
 
 def train_grpo(
     policy: Policy,
-    tasks: Sequence[Task],
+    questions: Sequence[Asked],
     tools: Tools,
     preset: Preset,
     folder: Path,
@@ -142,15 +142,17 @@ def train_grpo(
     The adapter lands in `folder/adapter`, one row per step in `folder/grpo.csv`. Raises FatalToolError, as `Outage`.
     """
     quiet_trainers()
-    by_id, sampling = {task.id: task for task in tasks}, Sampling.of(preset, preset.temperature)
+    by_id, sampling = {question.id: question for question in questions}, Sampling.of(preset, preset.temperature)
     outage = Outage(judge)
 
     def play(names: Sequence[str], keys: Sequence[str]) -> list[Episode]:
-        episodes = roll(policy, [by_id[name] for name in names], tools, preset.prompts, sampling, keys)
+        tasks = {name: Task.of(by_id[name]) for name in dict.fromkeys(names)}  # pictures of one step alone in memory
+        episodes = roll(policy, [tasks[name] for name in names], tools, preset.prompts, sampling, keys)
         outage.hear(episodes)
         return episodes
 
-    functions, shares = reward_functions(by_id, weights or RewardWeights(), judge)
+    scored = {name: Task.of(question, pictured=False) for name, question in by_id.items()}
+    functions, shares = reward_functions(scored, weights or RewardWeights(), judge)
     config = grpo_config(preset, folder, seed, kl)
     config.reward_weights = shares
     trainer = EpisodeTrainer(
@@ -159,7 +161,7 @@ def train_grpo(
         model=policy.model,
         args=config,
         reward_funcs=functions,
-        train_dataset=as_rows(tasks),
+        train_dataset=as_rows(questions),
         processing_class=policy.processor,
         callbacks=[StepCSV(folder / "grpo.csv"), outage],
     )

@@ -32,7 +32,7 @@ from mmsr.results import STAGES, check_adapter, find_adapter, record_metrics
 from mmsr.reward import Judge, RewardWeights
 from mmsr.sft import train_sft
 from mmsr.stats import Interval
-from mmsr.task import Asked, Task
+from mmsr.task import Asked
 from mmsr.teacher import Player, scripted
 from mmsr.tools.base import Grounder
 from mmsr.tools.ground import BaseGrounder
@@ -152,13 +152,13 @@ class Lab:
         return self._drawn("val", max(10, self.size.eval_questions // 6), self.seed)
 
     @functools.cached_property
-    def grpo_tasks(self) -> list[Task]:
+    def grpo_questions(self) -> Sequence[Asked]:
         """The questions of GRPO, none of them seen in the cold start or in validation."""
         step, validated = self.size.grpo_questions, {question.entity for question in self.validation}
         questions = self._drawn("train", step * self.size.grpo_steps, self.seed + 1000, validated)
         if len(questions) < step:
             raise ValueError(f"A step of GRPO asks {step} questions, but {len(questions)} are left to ask: give more.")
-        return [Task.of(question) for question in questions]
+        return questions
 
     def _drawn(self, split: str, number: int, seed: int, used: Collection[str] = ()) -> Sequence[Asked]:
         """Questions of a split of our world; of a benchmark, about nothing `used` or in the data of the cold start."""
@@ -172,7 +172,7 @@ class Lab:
     def grpo(self, policy: Policy, weights: RewardWeights, kl: float) -> Policy:
         """GRPO on a policy that carries the cold start's adapter."""
         tools, folder = self.tools(policy), self.folder / "grpo"
-        return train_grpo(policy, self.grpo_tasks, tools, self.size, folder, self.seed, weights, kl, self.judge)
+        return train_grpo(policy, self.grpo_questions, tools, self.size, folder, self.seed, weights, kl, self.judge)
 
     def validate(self, name: str, policy: Policy) -> list[dict]:
         """The rows of a policy on the validation questions, divided among the processes."""

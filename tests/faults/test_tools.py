@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +22,6 @@ from mmsr.presets import get_preset
 from mmsr.protocol import Box
 from mmsr.runs.ask import SHIPPED
 from mmsr.runs.check import CLOCKS
-from mmsr.task import Task
 from mmsr.tools.base import FatalToolError, Grounder, Hit, ToolError
 from mmsr.world.questions import make_questions
 
@@ -48,16 +46,13 @@ class Disturbed:
         return self.change(len(self.calls), hits) if len(self.calls) > self.start else hits
 
 
-@functools.cache
-def tasks() -> list[Task]:
-    questions = make_questions("train", PRESET.grpo_steps * PRESET.grpo_questions, 7)
-    return [Task.of(question) for question in questions]
+QUESTIONS = make_questions("train", PRESET.grpo_steps * PRESET.grpo_questions, 7)
 
 
 def trained(folder: Path, disturb: Callable[[Tools], Tools]) -> list[dict[str, str]]:
     """The shipped agent after GRPO with such tools: the rows of its table, without times."""
     policy = load_policy("tiny", SHIPPED)
-    train_grpo(policy, tasks(), disturb(open_tools(PRESET, policy)), PRESET, folder, seed=3)
+    train_grpo(policy, QUESTIONS, disturb(open_tools(PRESET, policy)), PRESET, folder, seed=3)
     with (folder / "grpo.csv").open(newline="", encoding="utf-8") as file:
         return [{name: x for name, x in row.items() if name not in CLOCKS} for row in csv.DictReader(file)]
 

@@ -45,7 +45,6 @@ from mmsr.runs import command as cli
 from mmsr.runs.notebooks import read_notebook
 from mmsr.runs.parameters import assign
 from mmsr.sft import sft_config
-from mmsr.task import Task
 from mmsr.with_trl import ROWS, EpisodeTrainer
 from mmsr.world.questions import make_questions
 
@@ -234,7 +233,7 @@ def update_bytes(config: PreTrainedConfig, shape: Pass, folder: Path) -> int:
         model=model,
         args=settings,
         reward_funcs=[lambda **_: [0.0]],
-        train_dataset=as_rows([Task.of(make_questions("val", 1, seed=3)[0])]),
+        train_dataset=as_rows(make_questions("val", 1, seed=3)),
         processing_class=load_processor("tiny"),
     )
     model.gradient_checkpointing_enable()  # as `train` does

@@ -37,7 +37,7 @@ from mmsr.world.questions import Question, make_questions
 
 ROUNDS = 3
 EVALUATED = {"tiny": 400, "layers12": 8}  # questions of an evaluation
-Side = Callable[[Policy, Sequence[Task], Preset, Path, Meter], None]
+Side = Callable[[Policy, Sequence[Question], Preset, Path, Meter], None]
 
 
 def subject(model: str, steps: int) -> tuple[Preset, Callable[[], Policy]]:
@@ -97,13 +97,13 @@ def ratio(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 def trained(policy: Policy, side: Side, questions: Sequence[Question], size: Preset, flops: float) -> dict[str, Any]:
     """Steps of GRPO after one to warm up, measured. `flops`: of the device, a second."""
-    tasks, network = [Task.of(question) for question in questions], policy.model.get_base_model()
+    network = policy.model.get_base_model()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr), Meter(network) as meter:
-        side(policy, tasks, size, Path(folder), meter)
+        side(policy, questions, size, Path(folder), meter)
     return speed(meter, Memory(network.config).weights, flops) | {"peak_bytes": max(meter.peaks.values())}
 
 
-def stock(policy: Policy, tasks: Sequence[Task], size: Preset, folder: Path, meter: Meter) -> None:
+def stock(policy: Policy, questions: Sequence[Question], size: Preset, folder: Path, meter: Meter) -> None:
     """GRPO by TRL alone; what it generates is told apart, and steered where our decoder is."""
     network = policy.model.get_base_model()
     real, turns = network.generate, getattr(policy.decoder, "turns", None)
@@ -123,6 +123,7 @@ def stock(policy: Policy, tasks: Sequence[Task], size: Preset, folder: Path, met
 
     network.generate = generate
     policy.decoder.turns = None
+    tasks = [Task.of(question) for question in questions]
     stock_grpo(policy, tasks, metered_tools(meter, open_tools(size, policy)), size, folder, SEED)
 
 

@@ -122,13 +122,13 @@ def grpo(policy: Policy, questions: Sequence[Question], size: Preset, folder: Pa
     turns = written_turns(policy, size.new_tokens)
     policy = add_lora(policy, size.lora_r, size.lora_alpha)
     policy.decoder = Steered(policy.model, policy.processor, turns)
-    our_grpo(policy, [Task.of(question) for question in questions], size, folder, meter)
+    our_grpo(policy, questions, size, folder, meter)
 
 
-def our_grpo(policy: Policy, tasks: Sequence[Task], size: Preset, folder: Path, meter: Meter) -> None:
+def our_grpo(policy: Policy, questions: Sequence[Question], size: Preset, folder: Path, meter: Meter) -> None:
     """GRPO by our own loop, its parts told apart."""
     with metered(meter, policy.decoder):
-        train_grpo(policy, tasks, metered_tools(meter, open_tools(size, policy)), size, folder, SEED)
+        train_grpo(policy, questions, metered_tools(meter, open_tools(size, policy)), size, folder, SEED)
 
 
 class Steered(Decoder):

@@ -53,7 +53,7 @@ def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[st
         if stage == "grpo":
             lab.adapter("sft")
             _check_weights()
-        _ = lab.validation if stage == "sft" else lab.grpo_tasks  # a benchmark's files are read now
+        _ = lab.validation if stage == "sft" else lab.grpo_questions  # a benchmark's files are read now
     quiet_trainers()
     alone = _alone(run.absolute()) if group.is_main_process else contextlib.nullcontext()
     with alone, refusing(FileNotFoundError, FileDamaged, ToolError):  # data, tools: told before training, too
