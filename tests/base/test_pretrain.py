@@ -104,6 +104,25 @@ def test_every_weight_is_trained_once_and_the_vision_at_half_the_rate() -> None:
     assert halved == {id(p) for p in model.model.visual.parameters()}
 
 
+def test_a_deeper_model_begins_by_computing_what_its_base_does(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    ids, views = batch
+    base, config = fresh_model(), tiny_config()
+    config.text_config.num_hidden_layers += 2
+    config.text_config.layer_types += ["full_attention"] * 2
+    config.vision_config.depth += 1
+    config.vision_config.fullatt_block_indexes = list(range(config.vision_config.depth))
+    deep = Qwen2_5_VLForConditionalGeneration(config).eval()
+    deep.load_state_dict(pretrain.grown(base, config))
+    losses = []
+    for model in (base, deep):
+        pretrain.batched_vision_attention(model)
+        losses.append(pretrain.step_loss(model, ids, views, torch.ones(ids.shape)))
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-4)
+    losses[1].backward()
+    copies = [deep.model.language_model.layers[1].mlp.down_proj, deep.model.visual.blocks[1].attn.proj]
+    assert all(copy.weight.grad.abs().max() > 0 for copy in copies)  # and what the copies add can be learned
+
+
 def test_the_shipped_base_has_this_architecture() -> None:
     shipped, made = Qwen2_5_VLConfig.from_pretrained(TINY_DIR), tiny_config()
     assert shipped.text_config.to_diff_dict().keys() >= {"hidden_size"}
@@ -121,7 +140,8 @@ def test_the_shipped_base_has_this_architecture() -> None:
 
 
 def test_the_command_goes_on_from_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain, "PHASES", (SHORT, SHORT._replace(minutes=60.0)))
+    last = "cuda" if torch.cuda.is_available() else "cpu"
+    monkeypatch.setitem(pretrain.LAST, last, SHORT._replace(minutes=60.0))
     monkeypatch.setattr(pretrain, "STEPS", 1)
     out, real, steps = tmp_path / "base", pretrain.step_loss, []
 
@@ -138,7 +158,7 @@ def test_the_command_goes_on_from_where_it_was_stopped(tmp_path: Path, monkeypat
     left = json.loads((out / "partial" / "recipe.json").read_text())[-1]
     assert left["steps"] == 3 and left["minutes"] > 0
     monkeypatch.setattr(pretrain, "step_loss", real)
-    monkeypatch.setattr(pretrain, "PHASES", (SHORT, SHORT._replace(minutes=left["minutes"] + 0.02)))
+    monkeypatch.setitem(pretrain.LAST, last, SHORT._replace(minutes=left["minutes"] + 0.02))
     pretrain.main(out, workers=0, start=TINY_DIR)
     recipe, before = (json.loads((folder / "recipe.json").read_text()) for folder in (out, TINY_DIR))
     assert recipe[:-1] == before and recipe[-1]["steps"] > 3 and recipe[-1]["minutes"] > left["minutes"]

@@ -132,7 +132,7 @@ def _training(run: Path) -> None:
         loss = 0.3 + 6 * math.exp(-step / 15) + rng.gauss(0, 0.12)
         accuracy = 0.96 - 0.65 * math.exp(-step / 18) + rng.gauss(0, 0.015)
         row = {"step": step, "loss": abs(loss), "mean_token_accuracy": accuracy, "learning_rate": 1e-3}
-        sft.append(row | {"seconds": 0.9 * step})
+        sft.append(row | {"epoch": step / 100, "seconds": 0.9 * step})
     for step in range(1, 61):
         rise = 1 / (1 + math.exp(-(step - 25) / 8))
         accuracy = min(1.0, max(0.0, 0.35 + 0.45 * rise + rng.gauss(0, 0.07)))

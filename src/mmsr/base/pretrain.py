@@ -1,7 +1,7 @@
 """How the tiny base was made: one command, one seed, minutes on a GPU (or on a CPU with patience).
 
     python -m mmsr.base.pretrain --out base --seed 0        # the same command goes on from where it was stopped
-    python -m mmsr.base.pretrain --start src/mmsr/assets/tiny       # the last phase alone, from a base
+    python -m mmsr.base.pretrain --start src/mmsr/assets/tiny       # the last phase alone, from a base (that grows)
 
 It trains a byte-level BPE on the lessons, then the smallest useful Qwen2.5-VL (arXiv 2502.13923; its sizes are in
 `assets/base/architecture.toml`) on sequences of lessons (lessons.py), with loss on every text token: phase 1 on all
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -71,7 +72,8 @@ class Phase(NamedTuple):
     minutes: float
 
 
-PHASES = (Phase(576, 192, 1.5e-3, 0.0, 7680, 8.5), Phase(1024, 8, 7e-4, 0.6, 1, 230.0))
+FIRST = Phase(576, 192, 1.5e-3, 0.0, 7680, 8.5)
+LAST = {"cuda": Phase(1024, 128, 1.2e-3, 0.5, 1, 11.2), "cpu": Phase(1024, 8, 7e-4, 0.5, 1, 230.0)}
 
 
 def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
@@ -93,7 +95,7 @@ def train_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def tiny_config() -> Qwen2_5_VLConfig:
-    """A Qwen2.5-VL of about 5M parameters: 4 language layers of 256, 4 vision layers of 128, 8-pixel patches."""
+    """A Qwen2.5-VL of the sizes in architecture.toml: language layers of 256, vision layers of 128, 8-pixel patches."""
     text, vision = SIZES["text"] | {"bos_token_id": None}, SIZES["vision"] | {"window_size": VIEW}
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **SIZES["picture_tokens"])
 
@@ -290,7 +292,9 @@ def train(out: Path, start: Path | None, phase: Phase, seed: int, workers: int) 
 def begin(start: Path | None, seed: int, device: torch.device) -> tuple[Qwen, PreTrainedTokenizerFast]:
     """The model and the tokenizer of `start`, or fresh ones; made quick for batches of equal pictures."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(start) if start else train_tokenizer(seed)
-    model = Qwen.from_pretrained(start, dtype=torch.float32) if start else Qwen(tiny_config())
+    model = Qwen(tiny_config())
+    if start:
+        model.load_state_dict(grown(Qwen.from_pretrained(start, dtype=torch.float32), model.config))
     model = model.to(device).train()
     batched_vision_attention(model)
     if device.type == "cuda":
@@ -299,6 +303,30 @@ def begin(start: Path | None, seed: int, device: torch.device) -> tuple[Qwen, Pr
             layer.compile()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device}", flush=True)
     return model, tokenizer
+
+
+def grown(base: Qwen, config: Qwen2_5_VLConfig) -> dict[str, torch.Tensor]:
+    """The weights of a base for a deeper model, which begins by computing what the base does.
+
+    Layers are copied next to themselves, and what a copy adds to the stream is 0 at first ("block expansion", LLaMA
+    Pro, arXiv 2401.02415). Of a base of the same depth these are its own weights.
+    """
+    weights, deep = base.state_dict(), {}
+    for stack, has, wants in (
+        (
+            "model.language_model.layers",
+            base.config.text_config.num_hidden_layers,
+            config.text_config.num_hidden_layers,
+        ),
+        ("model.visual.blocks", base.config.vision_config.depth, config.vision_config.depth),
+    ):
+        for layer in range(wants):
+            old, is_copy = layer * has // wants, layer > 0 and (layer - 1) * has // wants == layer * has // wants
+            for name in [name for name in weights if name.startswith(f"{stack}.{old}.")]:
+                adds = re.search(r"(o_proj|attn\.proj|down_proj)\.(weight|bias)$", name)
+                new = name.replace(f"{stack}.{old}.", f"{stack}.{layer}.")
+                deep[new] = torch.zeros_like(weights[name]) if is_copy and adds else weights[name]
+    return {name: weight for name, weight in weights.items() if not re.search(r"\.(layers|blocks)\.", name)} | deep
 
 
 def save(
@@ -323,8 +351,8 @@ def main(out: Path = Path("base"), seed: int = 0, workers: int = 2, start: Path 
     """Make a base, phase by phase, or by the last phase alone from the base at `--start`."""
     first = out / "phase1"
     if start is None and not (first / "recipe.json").exists():
-        train(first, None, PHASES[0], seed, workers)
-    train(out, start or first, PHASES[1], seed, workers)
+        train(first, None, FIRST, seed, workers)
+    train(out, start or first, LAST[best_device().type], seed, workers)
 
 
 if __name__ == "__main__":
