@@ -255,39 +255,37 @@ def test_a_tracker_is_told_the_columns_of_the_table_and_an_episode_now_and_then(
     assert all(row["train/episode"].startswith("```") and len(row["train/episode"]) > 20 for row in shown)
 
 
+class Counting:
+    """Reads pictures, and knows how many of them were alive at once."""
+
+    def __init__(self) -> None:
+        self.read: list[weakref.ref[Image.Image]] = []
+        self.most = 0
+
+    def __call__(self, data: bytes) -> Image.Image:
+        picture = read_picture(data)
+        self.read.append(weakref.ref(picture))
+        self.most = max(self.most, sum(one() is not None for one in self.read))
+        return picture
+
+
 def test_decoded_pictures_never_pile_up(cold: Trained, examples: list[Example], tmp_path: Path) -> None:
     """Of what is read for three epochs, one picture at a time is alive."""
     save_examples(examples, tmp_path, {})
-    read, most = [], 0
-
-    def watched(data: bytes) -> Image.Image:
-        nonlocal most
-        picture = read_picture(data)
-        read.append(weakref.ref(picture))
-        most = max(most, sum(one() is not None for one in read))
-        return picture
-
+    reader = Counting()
     with pytest.MonkeyPatch.context() as patch:
         for module in ("data", "tools.picture"):
-            patch.setattr(f"mmsr.{module}.read_picture", watched)
+            patch.setattr(f"mmsr.{module}.read_picture", reader)
         loaded, pictures = load_examples(tmp_path)
         table = as_rows(loaded, pictures, epochs=3, aliases=0.0, seed=0)
         seen = [row["images"][0].tobytes() for row in table]
     assert len(seen) == 3 * len(examples) and {*seen} == {e.question.draw().tobytes() for e in examples}
-    assert most <= 2
+    assert reader.most <= 2
 
 
 def test_grpo_holds_the_pictures_of_one_step(cold: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read, most = [], 0
-
-    def watched(data: bytes) -> Image.Image:
-        nonlocal most
-        picture = read_picture(data)
-        read.append(weakref.ref(picture))
-        most = max(most, sum(one() is not None for one in read))
-        return picture
-
-    monkeypatch.setattr("mmsr.task.read_picture", watched)
+    reader = Counting()
+    monkeypatch.setattr("mmsr.task.read_picture", reader)
     asked = []
     for question in QUESTIONS:
         question.draw().save(path := tmp_path / f"{question.id}.png")
@@ -295,7 +293,7 @@ def test_grpo_holds_the_pictures_of_one_step(cold: Trained, tmp_path: Path, monk
     policy = load_policy("tiny", adapter=cold.folder / "adapter")
     preset = replace(PRESET, grpo_steps=4, new_tokens=8, completion_tokens=120)
     train_grpo(policy, asked, open_tools(PRESET, policy), preset, tmp_path / "grpo", seed=5)
-    assert len(read) == 4 * preset.grpo_questions and most <= 2 * preset.grpo_questions
+    assert len(reader.read) == 4 * preset.grpo_questions and reader.most <= 2 * preset.grpo_questions
 
 
 # --- what bears loss ------------------------------------------------------------------------------------------------

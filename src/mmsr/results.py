@@ -31,9 +31,13 @@ TOLERATED = 0.05  # of a judge's verdicts may be missing before a table of resul
 
 
 def workflows(named: Iterable[str]) -> list[str]:
-    """All of ours, and behind them those among `named`, workflows or metrics of them, that are rivals' (`outside`)."""
-    played = dict.fromkeys(name.split("/")[1] if name.startswith("eval/") else name for name in named)
-    return [*WORKFLOWS, *(name for name in played if name not in WORKFLOWS)]
+    """All of ours, and behind them the rivals' (`outside`) among `named`."""
+    return [*WORKFLOWS, *(name for name in dict.fromkeys(named) if name not in WORKFLOWS)]
+
+
+def measured_workflows(metrics: Iterable[str]) -> list[str]:
+    """`workflows` by the names of a run's metrics."""
+    return workflows(name.split("/")[1] for name in metrics if name.startswith("eval/"))
 
 
 def record_metrics(run_dir: Path, values: Mapping[str, Interval | float]) -> None:

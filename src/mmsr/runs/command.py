@@ -103,14 +103,18 @@ def _run(options: Options) -> None:
     folder = run(options.notebooks, options.preset, options.name, options.seed, given, root, options.fresh)
     print(f"\n{table(folder)}\n\nFigures: {os.path.relpath(folder / 'figures')}")
     if not options.notebooks:
-        _report(argparse.Namespace(run=folder))
+        _tell_report(folder)
 
 
 def _report(options: Options) -> None:
+    _tell_report(options.run)
+
+
+def _tell_report(run: Path) -> None:
     from mmsr.runs.report import write_report
 
     with refusing(OSError, ValueError):
-        print(f"Report: {os.path.relpath(write_report(options.run))}")
+        print(f"Report: {os.path.relpath(write_report(run))}")
 
 
 def _read(options: Options) -> int:

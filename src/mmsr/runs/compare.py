@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmsr.files import read_rows, undamaged
-from mmsr.results import CROPS, DASH, DETECTOR, TOLERATED, percent, read_metrics, signed, workflows
+from mmsr.results import CROPS, DASH, DETECTOR, TOLERATED, measured_workflows, percent, read_metrics, signed
 from mmsr.stats import Interval
 
 PAIRS = ("grpo-sft", "grpo-rag", "grpo-direct", "base-whole")
@@ -57,7 +57,7 @@ def tables(*run_dirs: Path) -> list[list[list[str]]]:
         shared = [name for name in known if all(name in run for run in runs)]
         known = {name: _mean_and_range([run[name].value for run in runs]) for name in shared}
     played = [["workflow", "accuracy", "supported", "searches", "needless", "valid turns"]]
-    for name in workflows(name for name in known if name.startswith("eval/")):
+    for name in measured_workflows(known):
         scores = ("accuracy", "supported", "searches", "needless_search_rate", "valid_turn_rate")
         accuracy, supported, searches, needless, valid = (known.get(f"eval/{name}/{score}") for score in scores)
         number = DASH if searches is None else f"{searches.value:.2f}"

@@ -17,12 +17,11 @@ from mmsr.evaluate import HABITS
 from mmsr.files import read_json, read_rows, write_whole
 from mmsr.results import METRICS
 from mmsr.runs.compare import tables
-from mmsr.show.look import TAGS
 from mmsr.show.transcript import Row, picture_of
 from mmsr.show.viewer import CARD_STYLE, ENVIRONMENT, NAMES, data_url
 
 REPORT = "report.html"
-TEMPLATE = ENVIRONMENT.get_template("report.html", globals=NAMES | {"tags": TAGS})
+TEMPLATE = ENVIRONMENT.get_template("report.html", globals=NAMES)
 FIRST = ("workflows", "habits", "before_after", "crops")  # of the figures; the others behind them, by name
 
 Chosen = Callable[[Row, Row], bool]  # of the agent's row after GRPO and after SFT, on the same question
@@ -57,9 +56,7 @@ TELLING: dict[str, Chosen] = {
     ),
     "An answer that stands on no page that was read.": lambda grpo, sft: _support(grpo) == "unsupported",
     "A needless search: it could have known.": lambda grpo, sft: grpo["needless"],
-    "No search at all: the picture is enough.": lambda grpo, sft: (
-        grpo["question"]["type"] == "visual" and grpo["correct"]
-    ),
+    "No search at all: the picture is enough.": lambda grpo, sft: _kind(grpo) == "visual" and grpo["correct"],
 }
 
 
@@ -80,13 +77,14 @@ def write_report(run: Path) -> Path:
     What a run has not made is left out: figures, episodes, data card, manifest.
     """
     measured = tables(run)
-    chosen = telling(_rows(run)) if (run / "eval" / "rows.jsonl").exists() else []
+    rows = run / "eval" / "rows.jsonl"
+    chosen = telling(read_rows(rows, "run notebook 04 again")) if rows.exists() else []
     pictures = [picture_of(row) for _, row in chosen]
-    names = {path.stem: path for path in sorted((run / "figures").glob("*.png"))}
+    drawn = {path.stem: path for path in sorted((run / "figures").glob("*.png"))}
     html = TEMPLATE.render(
         name=run.name,
         tables=measured,
-        figures={name: _png(names[name]) for name in sorted(names, key=lambda n: (n not in FIRST, *_place(n)))},
+        figures={name: _png(drawn[name]) for name in dict.fromkeys((*FIRST, *drawn)) if name in drawn},
         episodes=[(why, row, picture, data_url(picture)) for (why, row), picture in zip(chosen, pictures)],
         data=_flat(_known(run / "data" / "card.json")),
         made=_flat(_known(run / "manifest.json")),
@@ -94,14 +92,6 @@ def write_report(run: Path) -> Path:
     )
     write_whole(run / REPORT, html)
     return run / REPORT
-
-
-def _place(name: str) -> tuple[int, str]:
-    return (FIRST.index(name) if name in FIRST else 0), name
-
-
-def _rows(run: Path) -> list[dict[str, Any]]:
-    return read_rows(run / "eval" / "rows.jsonl", "run notebook 04 again")
 
 
 def _png(path: Path) -> str:

@@ -15,9 +15,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmsr import results
 from mmsr.evaluate import HABITS, HALVES
-from mmsr.results import CROPS, DETECTOR, METRICS, WORKFLOWS, read_metrics
+from mmsr.results import CROPS, DETECTOR, METRICS, measured_workflows, read_metrics
 from mmsr.show.charts import NOTEBOOKS, TEXTS, bars, canvas, curve, heading, lines, read, saved, share, stacks, whisker
 from mmsr.show.look import ACCENT, INK, MIST, NAVY, PALE, SLATE, TAN, colour, words
 from mmsr.stats import Interval
@@ -72,7 +71,7 @@ def _curves(run: Path, name: str, file: str, shade: str) -> Figure:
 @saved
 def workflows(run_dir: Path) -> Figure:
     """Accuracy of each workflow (paper Table 1), searches per question, the share of searches that were needless."""
-    return _bars(run_dir, "workflows", "eval", WORKFLOWS, TEXTS["workflows"]["panels"])
+    return _bars(run_dir, "workflows", "eval", _played(run_dir), TEXTS["workflows"]["panels"])
 
 
 @saved
@@ -80,14 +79,14 @@ def by_type(run_dir: Path) -> Figure:
     """Accuracy by question type, for each workflow: the world's types, or a benchmark's most frequent kinds."""
     kinds = read(run_dir, "eval/rows.jsonl")["type"].value_counts().index[: len(TYPES)]
     panels = {f"accuracy/{kind}": words(kind) for kind in (TYPES if set(kinds) & set(TYPES) else kinds)}
-    return _bars(run_dir, "by_type", "eval", WORKFLOWS, panels)
+    return _bars(run_dir, "by_type", "eval", _played(run_dir), panels)
 
 
 @saved
 def halves(run_dir: Path) -> Figure:
     """Accuracy on InfoSeek's two halves and their harmonic mean, for each workflow (paper Table 2)."""
     panels = {f"accuracy/{half}": words(half) for half in (*HALVES, "harmonic_mean")}
-    return _bars(run_dir, "halves", "eval", WORKFLOWS, panels)
+    return _bars(run_dir, "halves", "eval", _played(run_dir), panels)
 
 
 @saved
@@ -103,13 +102,15 @@ def crops(run_dir: Path) -> Figure:
     return _bars(run_dir, "crops", "ablation", (*CROPS, DETECTOR), TEXTS["crops"]["panels"])
 
 
+def _played(run: Path) -> list[str]:
+    """Our workflows, and the rivals' that this run has played."""
+    return measured_workflows(read(run, METRICS, "eval"))
+
+
 def _bars(run: Path, name: str, folder: str, rows: Sequence[str], panels: Mapping[str, str]) -> Figure:
     """A panel for each metric `<folder>/<row>/<metric>` (metric → title), a bar in it for each workflow or crop."""
     read(run, METRICS, folder)
-    metrics = read_metrics(run)
-    if rows == WORKFLOWS:
-        rows = results.workflows(name for name in metrics if name.startswith("eval/"))
-    needed = [f"{folder}/{row}/accuracy" for row in rows]
+    metrics, needed = read_metrics(run), [f"{folder}/{row}/accuracy" for row in rows]
     if not any(metric in metrics for metric in needed):
         raise ValueError(f"{run / METRICS} has no {needed[0]}: run notebook {NOTEBOOKS[folder]} first.")
     if folder == "ablation":  # of which our world has some, a benchmark others
