@@ -4,29 +4,57 @@
     group(groups[0])                                # a question's episodes: turns, reward, advantage
     update(policy.tokenizer, group, seen)           # probabilities before and after, and where clipping acts
     crops(picture, {"gold box": box, …}, tools.image, load_world())     # what a search sees of each, and finds
+    boxes(question, rows)                           # one picture with the boxes of all crops, and how each ended
+    why(rows, ("grpo", "sft"), seeds(run_dir, preset, seed))    # why intervals, why paired, why seeds
+    road("03_grpo")                                 # where this notebook stands among the five
 
-Notebooks 2, 3 and 5 show them. Laid out in inches from the top left corner, as `pictures` are.
+The notebooks show them. Laid out in inches from the top left corner, as `pictures` are.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
+from mmsr.files import read_json
 from mmsr.grpo import CLIP, Group
 from mmsr.protocol import Box
-from mmsr.show.charts import Chart, heading
-from mmsr.show.look import ACCENT, BLOCKS, GRID, INK, MARGIN, MIST, MUTED, NAVY, RIGHT, SLATE, WIDTH, WRONG, in_our_look
+from mmsr.results import read_metrics
+from mmsr.show.charts import NAMES, TEXTS, Chart, heading, whisker
+from mmsr.show.look import (
+    ACCENT,
+    BLOCKS,
+    GRID,
+    INK,
+    MARGIN,
+    MIST,
+    MUTED,
+    NAVY,
+    PALE,
+    RIGHT,
+    SHORT,
+    SLATE,
+    WIDTH,
+    WRONG,
+    colour,
+    in_our_look,
+    words,
+)
 from mmsr.show.pictures import GAP, PAGE, SIZE, TAG_WIDTH, Sheet, text_width
 from mmsr.show.transcript import blocks
+from mmsr.stats import Interval
+from mmsr.task import Asked
 from mmsr.tools.base import Corpus, ImageRetriever
 from mmsr.tools.image import thumbnail
 
@@ -34,6 +62,9 @@ LINE = 0.24  # inches between two lines of tokens
 MOVED = 14  # tokens that are named
 SHOWN = (PAGE - 6 * 0.09) / 7  # inches: seven pictures side by side
 ACTIONS = ("img_search", "text_search", "answer", "unread")
+SHADES = (ACCENT, INK, NAVY, RIGHT, WRONG, SLATE)  # of the crops on one picture
+DRAWS = 2000  # resamples behind an interval
+ROAD = dict(zip(NAMES, TEXTS["road"]))
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -110,8 +141,8 @@ def update(tokenizer: Any, played: Group, seen: Sequence[Sequence[torch.Tensor]]
         _, before, after = token
         shade = INK if len(found[token]) == 2 else RIGHT if True in found[token] else WRONG
         left.plot([before, after], [y, y], color=shade, lw=1.5)
-        for value, colour in ((before, SLATE), (after, shade)):
-            left.plot(value, y, "o", color=colour, ms=5)
+        left.plot(before, y, "o", color=SLATE, ms=5)
+        left.plot(after, y, "o", color=shade, ms=5)
     left.set_yticks(range(len(moved)), [text for text, *_ in moved], color=INK)
     left.set(xlim=(-0.03, 1.03), ylim=(len(moved) - 0.5, -0.5))
     for number, (ax, now) in enumerate(zip(right, seen[1:]), 1):
@@ -156,3 +187,95 @@ def crops(picture: Image.Image, boxes: Mapping[str, Box], search: ImageRetriever
             x += SHOWN + 0.09
         y = max(ends) + 0.14
     return sheet.cut(y + MARGIN / 2)
+
+
+@in_our_look
+def boxes(question: Asked, rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """A question's picture with each crop's box in its colour; beside it what the search found, and the answer.
+
+    rows: of `ablation.crop_rows`, those of this question.
+    """
+    picture, sheet = question.draw(), Sheet()
+    side = min(4.2, 3.2 * picture.width / picture.height)
+    end, beside, scale = sheet.image(MARGIN, MARGIN, side, picture), MARGIN + side + GAP, side / picture.width
+    y = sheet.text(beside, MARGIN, question.text, PAGE - side - GAP, 3, size=11, weight="bold") + 0.15
+    for number, row in enumerate(rows):
+        shade = SHADES[number % len(SHADES)]
+        box = row.get("box") or ((0, 0, *picture.size) if row["crop"] == "whole" else None)
+        if box:
+            x1, y1, x2, y2 = (scale * v for v in box)
+            sheet.frame(MARGIN + x1, MARGIN + y1, x2 - x1, y2 - y1, color=shade, lw=2.4 - 0.3 * number)
+        finds = {True: "finds it", False: "finds another", None: ""}[row.get("recall_at_1") if box else None]
+        style = {"weight": "bold", "color": RIGHT if row["correct"] else WRONG}
+        sheet.text(beside, y, words(row["crop"]), 1.3, 1, color=shade, weight="bold")
+        sheet.text(beside + 1.3, y, finds or "no search", 1.2, 1)
+        y = sheet.text(beside + 2.5, y, "✓ right" if row["correct"] else "✗ wrong", 0.8, 1, **style) + 0.1
+    return sheet.cut(max(end, y) + MARGIN)
+
+
+@in_our_look
+def why(
+    rows: Mapping[str, Sequence[dict]], pair: tuple[str, str], played: Mapping[int, Mapping[str, Interval]]
+) -> Figure:
+    """Three panels on how far a number may be trusted, of a pair of workflows such as ("grpo", "sft").
+
+    What the first scores on fewer questions, two hundred draws each; their difference, the questions drawn once for
+    both and once for each; both on every seed that was played (`seeds`). rows: by workflow, in one order of questions.
+    """
+    chart, rng = Chart(figsize=(WIDTH, 3.2), layout="constrained"), np.random.default_rng(0)
+    chart.get_layout_engine().set(rect=(0.01, 0.02, 0.98, 0.96), wspace=0.06)
+    left, middle, right = chart.subplots(1, 3)
+    first, second = (100 * np.array([row["correct"] for row in rows[name]], float) for name in pair)
+    sizes = [n for n in (25, 50, 100, 200) if n < len(first)]
+    heading(left, "Why intervals", f"accuracy on n of {len(first):,} questions, %")
+    for place, n in enumerate(sizes):
+        drawn = [rng.choice(first, n, replace=False).mean() for _ in range(DRAWS // 10)]
+        left.plot(place + rng.uniform(-0.25, 0.25, len(drawn)), drawn, ".", ms=3, color=colour(pair[0]), alpha=0.5)
+    left.axhline(first.mean(), color=INK, lw=1)
+    left.set_xticks(range(len(sizes)), [f"n = {n}" for n in sizes])
+    one, other = rng.integers(len(first), size=(2, DRAWS, len(first)))
+    heading(middle, "Why paired", f"{SHORT[pair[0]]} − {SHORT[pair[1]]}, points")
+    drawn = {"paired": (first - second)[one].mean(1), "each for itself": first[one].mean(1) - second[other].mean(1)}
+    edges = np.histogram_bin_edges(np.concatenate([*drawn.values()]), 30)
+    for (name, found), style in zip(drawn.items(), ({"color": NAVY, "alpha": 0.6}, {"histtype": "step", "color": INK})):
+        low, high = np.quantile(found, (0.025, 0.975))
+        middle.hist(found, edges, label=f"{name} [{low:+.0f}, {high:+.0f}]", **style)
+    middle.set(yticks=[], ylim=(0, 1.4 * middle.get_ylim()[1]))
+    middle.legend(loc="upper left")
+    heading(right, "Why seeds", "accuracy, %" if len(played) > 1 else "accuracy, %; of one seed alone")
+    for place, found in enumerate(played.values()):
+        for shift, name in zip((0.12, -0.12), pair):
+            whisker(right, place + shift, found[f"eval/{name}/accuracy"], color=colour(name))
+            right.plot(place + shift, 100 * found[f"eval/{name}/accuracy"].value, "o", color=colour(name))
+    right.set_xticks(range(len(played)), [f"seed {seed}" for seed in played])
+    right.set(xlim=(-0.6, len(played) - 0.4))
+    return chart
+
+
+def seeds(run_dir: Path, preset: str, seed: int) -> dict[int, dict[str, Interval]]:
+    """By seed, what this run has measured, and the first whole run of its preset beside it for each other seed."""
+    found = {seed: read_metrics(run_dir)}
+    for path in sorted(run_dir.resolve().parent.glob("*/manifest.json")):
+        run = read_json(path, dict, "run it again, or move it away")
+        if run["preset"] == preset and "eval/grpo/accuracy" in (known := read_metrics(path.parent)):
+            found.setdefault(run["seed"], known)
+    return dict(sorted(found.items()))
+
+
+@in_our_look
+def road(name: str) -> Figure:
+    """The five notebooks from left to right, what each makes, and this one in colour; below, the versions in use."""
+    sheet, width = Sheet(), (PAGE - 4 * 0.3) / 5
+    for number, (notebook, (title, makes)) in enumerate(ROAD.items()):
+        x, here = MARGIN + number * (width + 0.3), notebook == name
+        sheet.ax.add_patch(
+            FancyBboxPatch((x, 0.3), width, 1.15, "round,pad=0,rounding_size=0.08", color=NAVY if here else PALE, lw=0)
+        )
+        ink, small = ("white", "white") if here else (INK, MUTED)
+        y = sheet.text(x + 0.1, 0.42, f"{number + 1}  {title}", width - 0.2, 1, size=11, weight="bold", color=ink)
+        sheet.text(x + 0.1, y + 0.08, makes, width - 0.2, 4, color=small)
+        if number:
+            sheet.ax.annotate("", (x - 0.03, 0.87), (x - 0.27, 0.87), arrowprops={"arrowstyle": "->", "color": MUTED})
+    used = [f"{package} {importlib.metadata.version(package)}" for package in ("torch", "transformers", "trl", "peft")]
+    told = "  ·  ".join([f"python {platform.python_version()}", *used])
+    return sheet.cut(sheet.text(MARGIN, 1.6, told, PAGE, 1, color=MUTED, size=SIZE - 0.5) + 0.15)
