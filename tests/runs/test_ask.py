@@ -87,7 +87,8 @@ def test_an_episode_is_told_turn_by_turn_and_drawn(
     assert re.search(r"^Answer: Nairobi\n +supported +turn 2, page 1, Kenya: Capital$", told, re.MULTILINE)
     html = page.read_text()
     assert "Found on" in html
-    assert str(page) in told and question in html and html.count("data:image/jpeg") == 1 and "crop-box" in html
+    assert str(page) in told and question in html and html.count("data:image/webp") == 1 and "crop-box" in html
+    assert "<nav" not in html and "<script" not in html  # the card alone
     assert not re.search(r"""(src|href)=["']?http""", html)  # it loads nothing
 
 

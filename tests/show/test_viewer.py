@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from PIL import Image
 from sample_run import HOSTILE, eval_rows, hostile_trajectory, trajectory
 
-from mmsr.show.transcript import Block, blocks, crop_box, facts, gold_among, outcome, picture_of
+from mmsr.show.transcript import Block, blocks, crop_box, facts, gold_among, outcome, picture_of, reward_parts
 from mmsr.show.viewer import browser, data_url, html_page, trajectory_html
 from mmsr.world.questions import make_questions
 
@@ -51,6 +52,13 @@ class Elements(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def cards(page: str) -> list[tuple[dict, Elements]]:
+    """What the page knows of each of its cards, and the card, which lies in it as text."""
+    kept = [attrs["data-facts"] for _, attrs in Elements(page).found if "data-facts" in attrs]
+    texts = re.findall(r"<script type=\"text/html\"[^>]*>(.*?)</script>", page, re.DOTALL)
+    return [(json.loads(known), Elements(text)) for known, text in zip(kept, texts, strict=True)]
 
 
 def hostile_row() -> dict:
@@ -123,9 +131,9 @@ def test_only_web_addresses_become_links() -> None:
     assert [attrs["href"] for tag, attrs in seen.found if tag == "a"] == ['https://x.org/"><b>']
 
 
-def test_pictures_are_small_jpegs() -> None:
+def test_pictures_are_small() -> None:
     url = data_url(Image.effect_noise((2000, 1000), 60))
-    with Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/jpeg;base64,")))) as picture:
+    with Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/webp;base64,")))) as picture:
         assert picture.size == (640, 320)
 
 
@@ -133,11 +141,11 @@ def test_pictures_are_small_jpegs() -> None:
 
 
 def test_the_page_is_one_file_that_loads_nothing(page: str) -> None:
-    seen = Elements(page)
-    assert not seen.unbalanced
-    for tag, attrs in seen.found:
-        assert "src" not in attrs and tag != "link"
-    assert not re.findall(r"url\((?!data:image/jpeg;base64,)", page)
+    for seen in (Elements(page), *(card for _, card in cards(page))):
+        assert not seen.unbalanced
+        for tag, attrs in seen.found:
+            assert "src" not in attrs and tag != "link"
+    assert not re.findall(r"url\((?!\$)", page)  # the script's own makes them of pictures
     assert "default-src 'none'" in page
 
 
@@ -150,19 +158,31 @@ def test_the_policy_lets_only_the_pages_own_script_run(page: str) -> None:
 
 
 def test_every_row_is_there_with_what_the_filters_read(page: str, rows: list[dict]) -> None:
-    templates = [attrs for tag, attrs in Elements(page).found if tag == "template"]
-    assert len(templates) == len(rows)
-    for attrs, row in zip(templates, rows):
-        assert attrs["data-workflow"] == row["workflow"]
-        assert attrs["data-type"] == row["question"]["type"]
-        assert attrs["data-outcome"] == ("right" if row["correct"] else "wrong")
-        assert attrs["data-title"] == row["question"]["text"]
+    for (known, card), row in zip(cards(page), rows, strict=True):
+        assert known["workflow"] == row["workflow"]
+        assert known["type"] == row["question"]["type"]
+        assert known["outcome"] == ("right" if row["correct"] else "wrong")
+        assert known["title"] == row["question"]["text"] and row["question"]["text"] in card.text
+        assert row["answer"] in known["answer"] and row["question"]["answer"] in known["answer"]
     options = [attrs["value"] for tag, attrs in Elements(page).found if tag == "option"]
     assert options[:7] == ["", "direct", "rag", "prompted", "sft", "grpo", "teacher"]
 
 
 def test_a_picture_is_embedded_once_for_all_workflows(page: str, rows: list[dict]) -> None:
-    assert page.count("data:image/jpeg") == len({row["question"]["id"] for row in rows})
+    assert page.count("data:image/webp") == len({row["question"]["id"] for row in rows})
+
+
+def test_changes_are_a_filter_where_both_stages_played(page: str, rows: list[dict], tmp_path: Path) -> None:
+    assert 'id="changed"' in page
+    half = [row for row in rows if row["workflow"] != "sft"]
+    assert 'id="changed"' not in html_page(half, tmp_path / "page.html").read_text()
+
+
+def test_one_row_is_its_card_alone(rows: list[dict], tmp_path: Path) -> None:
+    seen = Elements(page := html_page(rows[:1], tmp_path / "page.html").read_text())
+    assert not seen.unbalanced and page.count("data:image/webp") == 1
+    assert {tag for tag, _ in seen.found}.isdisjoint({"script", "nav", "select", "button"})
+    assert f"<title>{rows[0]['question']['text']}</title>" in page and "Content-Security-Policy" in page
 
 
 def test_a_hostile_row_does_not_break_the_page(rows: list[dict], tmp_path: Path) -> None:
@@ -170,9 +190,11 @@ def test_a_hostile_row_does_not_break_the_page(rows: list[dict], tmp_path: Path)
     page = html_page([hostile_row(), rows[0]], tmp_path / "page.html", [picture, picture]).read_text()
     seen = Elements(page)
     assert not seen.unbalanced
-    assert [tag for tag, _ in seen.found].count("script") == 1
-    assert [tag for tag, _ in seen.found].count("template") == 2
-    assert next(attrs for tag, attrs in seen.found if tag == "template")["data-title"] == HOSTILE
+    scripts = [attrs.get("type") for tag, attrs in seen.found if tag == "script"]
+    assert scripts == ["text/plain", "text/html", "text/html", None]
+    known, card = cards(page)[0]
+    assert known["title"] == HOSTILE and HOSTILE in card.text and not card.unbalanced
+    assert {tag for tag, _ in card.found}.isdisjoint({"script", "img", "answer"})
 
 
 def test_no_rows_is_an_error(tmp_path: Path) -> None:
@@ -248,6 +270,14 @@ def test_facts_are_those_that_are_known() -> None:
     row = {"workflow": "grpo", "question": {"type": "two_hop", "taxonomy": "Economy"}, "trajectory": played}
     assert facts(row) == ["Agent after GRPO", "Two hops", "Economy", "1 search", "2 turns", "reward 0.50"]
     assert facts({"question": {"text": "What?"}}) == []
+
+
+def test_a_reward_is_told_by_its_parts_where_the_usual_weights_made_it() -> None:
+    reward = {"total": 0.966667, "correct": 1.0, "format": 0.6667, "searches": 2.0, "evidence": 1.0}
+    row = {"question": {"text": "What?"}, "trajectory": {"turns": [], "reward": reward}}
+    assert "reward 0.97 = 0.90 right + 0.07 format" in trajectory_html(row, Image.new("RGB", (9, 9)))
+    assert reward_parts({"trajectory": {"reward": reward | {"total": 0.766667}}}) == ""  # searches had a price
+    assert reward_parts({"trajectory": {"reward": {"total": 0.5}}}) == reward_parts({}) == ""
 
 
 def test_gold_is_a_page_or_a_country_and_unknown_of_a_picture_in_a_file() -> None:

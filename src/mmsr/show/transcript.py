@@ -18,7 +18,7 @@ from PIL import Image
 
 from mmsr.env import SEARCHES
 from mmsr.protocol import Answer, Box, ImageSearch, ProtocolError, TextSearch, parse_turn
-from mmsr.reward import exact_match
+from mmsr.reward import RewardWeights, exact_match
 from mmsr.show.look import words
 from mmsr.task import FileQuestion
 from mmsr.tools.ground import clamp
@@ -88,6 +88,14 @@ def facts(row: Row) -> list[str]:
         reward = (trajectory.get("reward") or {}).get("total")
         found += [] if reward is None else [f"reward {reward:.2f}"]
     return list(dict.fromkeys(filter(None, found)))
+
+
+def reward_parts(row: Row) -> str:
+    """What the reward is made of, " = 0.90 right + 0.10 format", where the usual weights say so of it."""
+    reward, weights = (row.get("trajectory") or {}).get("reward") or {}, RewardWeights()
+    right, form = weights.correct * reward.get("correct", 0), weights.format * reward.get("format", 0)
+    known = {"correct", "format"} <= reward.keys() and abs(right + form - reward["total"]) < 0.001
+    return f" = {right:.2f} right + {form:.2f} format" if known else ""
 
 
 def supporting(row: Row) -> list[tuple[str, str, str]]:

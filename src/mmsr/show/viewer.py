@@ -6,7 +6,7 @@
 
 The template, its styles and its one script are `assets/show/viewer*`. Everything in a trajectory comes from a policy or
 from the web, so the template escapes all of it, addresses become links only where they are http, and the page's content
-policy runs the script it came with and loads nothing.
+policy runs the script it came with and loads nothing. A card is text until it is shown, so thousands open at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 
@@ -44,27 +44,25 @@ def trajectory_html(row: Row, picture: Image.Image) -> str:
 
 
 def data_url(picture: Image.Image) -> str:
-    """The picture as a JPEG data URL, its longer side at most 640 pixels."""
+    """The picture as a WebP data URL, its longer side at most 640 pixels."""
     small = picture.convert("RGB")
     small.thumbnail((640, 640))
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    small.save(file, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def html_page(rows: Sequence[Row], path: Path, pictures: Sequence[Image.Image] = ()) -> Path:
     """Write the page of rows and their pictures, one each; without pictures the scenes are redrawn. Returns the path.
 
-    A picture is embedded once, whatever the number of workflows. Raises ValueError where there are no rows.
+    One row is its card alone, more have a list, filters and two episodes side by side; a picture is embedded once,
+    whatever the number of workflows. Raises ValueError where there are no rows.
     """
     if not rows:
         raise ValueError(NO_ROWS)
-    pictures = pictures or [picture_of(row) for row in rows]
-    distinct = {id(picture): picture for picture in pictures}
-    names = {key: f"p{number}" for number, key in enumerate(distinct)}
     html = TEMPLATE.render(
-        cards=[(row, picture, names[id(picture)]) for row, picture in zip(rows, pictures, strict=True)],
-        urls={names[key]: data_url(picture) for key, picture in distinct.items()},
+        rows=rows,
+        cards=_cards(rows, pictures or map(picture_of, rows)),
         workflows=_choices((row.get("workflow") for row in rows), WORKFLOWS),
         types=_choices(((row.get("question") or {}).get("type") for row in rows), TYPES),
         style=CARD_STYLE + PAGE_STYLE,
@@ -73,6 +71,15 @@ def html_page(rows: Sequence[Row], path: Path, pictures: Sequence[Image.Image] =
     )
     write_whole(path, html)
     return path
+
+
+def _cards(rows: Sequence[Row], pictures: Iterable[Image.Image]) -> Iterator[tuple[Row, Image.Image, str, str]]:
+    """Each row, its picture, the picture's name on the page and, where the page does not have it yet, its data URL."""
+    names: dict[bytes, str] = {}
+    for row, picture in zip(rows, pictures, strict=True):
+        seen = hashlib.sha256(picture.tobytes()).digest()
+        url = "" if seen in names else data_url(picture)
+        yield row, picture, names.setdefault(seen, f"p{len(names)}"), url
 
 
 def browser(rows: Sequence[Row]) -> VBox:
