@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -17,7 +18,13 @@ from mmsr.runs.runner import LOOSE, _check, _choose
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-DOCUMENTS = [ROOT / "README.md", ROOT / "papermill_runs" / "README.md", *sorted(NOTEBOOKS.glob("*.ipynb"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "docs" / "faq.md",
+    ROOT / "docs" / "recipes.md",
+    ROOT / "papermill_runs" / "README.md",
+    *sorted(NOTEBOOKS.glob("*.ipynb")),
+]
 DOCUMENTS += [
     ROOT / "src" / "mmsr" / name
     for name in ("runs/ask.py", "gpu/bench.py", "runs/compare.py", "gpu/fit.py", "runs/launch.py")
@@ -81,3 +88,10 @@ def test_commands_that_are_shown_can_be_given(
 def test_commands_are_found() -> None:
     found = [words for path in DOCUMENTS for words in commands(path)]
     assert len(found) > 15 and {"run", "contrast", "ask", "fit", "bench", "grpo"} <= {words[0] for words in found}
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_notebook_says_what_the_committed_run_took(path: Path) -> None:
+    took = json.loads((ROOT / "papermill_runs" / "reference" / "state.json").read_text())["notebooks"][path.stem]
+    said = re.search(r"\*\*It takes\*\* (\d+) minutes and ([\d.]+) GB", text(path))
+    assert said and (int(said[1]), float(said[2])) == (round(took["seconds"] / 60), round(took["peak_gb"], 1))

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 from small_policy import tiny
 
 from mmsr.decode import Row
 from mmsr.env import Trajectory, TurnRecord
 from mmsr.grpo import Group
+from mmsr.results import record_metrics
 from mmsr.rollout import Episode
 from mmsr.show import lessons
+from mmsr.show.charts import NAMES
+from mmsr.stats import Interval
 from mmsr.task import Task
 from mmsr.tools.image import LocalImageSearch
 from mmsr.world.questions import make_questions
@@ -92,3 +99,61 @@ def test_crops_show_what_the_search_sees_and_finds() -> None:
     said = " ".join(texts(figure))
     assert f"gold, {box[2] - box[0]} × {box[3] - box[1]} px" in said and said.count("its thumbnail") == 2
     assert re.search(r"thumbnail (0\.\d\d) Japan", said) and len(figure.axes[0].images) == 14
+
+
+def test_the_boxes_of_all_crops_stand_on_one_picture() -> None:
+    question = next(q for q in make_questions("test", 20, seed=2) if q.box)
+    rows = [
+        {"crop": "base", "box": question.box, "recall_at_1": True, "correct": True},
+        {"crop": "whole", "box": None, "recall_at_1": False, "correct": False},
+        {"crop": "random", "box": None, "recall_at_1": False, "correct": False},
+    ]
+    figure = lessons.boxes(question, rows)
+    said = texts(figure)
+    assert question.text.split()[0] in said[0] and said.count("✗ wrong") == 2
+    assert [text for text in said if text in ("finds it", "finds another", "no search")] == [
+        "finds it",
+        "finds another",
+        "no search",
+    ]
+    assert len(figure.axes[0].patches) == 2  # whoever did not search has no box, the whole picture has one
+
+
+def test_why_shows_less_scatter_with_more_questions_and_a_narrower_paired_interval(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    easy = rng.random(300) < 0.6  # the same questions are easy for both
+    rows = {name: [{"correct": bool(c)} for c in easy ^ (rng.random(300) < 0.05)] for name in ("grpo", "sft")}
+    metrics = {f"eval/{name}/accuracy": Interval(0.5, 0.4, 0.6, 300) for name in ("grpo", "sft")}
+    figure = lessons.why(rows, ("grpo", "sft"), {0: metrics, 1: metrics})
+    left, middle, right = figure.axes
+    scatter = [np.std(line.get_ydata()) for line in left.lines if len(line.get_ydata()) > 2]
+    assert scatter == sorted(scatter, reverse=True) and len(scatter) == 4
+    widths = [int(high) - int(low) for low, high in re.findall(r"\[([+-]\d+), ([+-]\d+)\]", legend(middle))]
+    assert widths[0] < widths[1] and "each for itself" in legend(middle)
+    assert [tick.get_text() for tick in right.get_xticklabels()] == ["seed 0", "seed 1"]
+
+
+def legend(ax: Axes) -> str:
+    return " ".join(text.get_text() for text in ax.get_legend().get_texts())
+
+
+def test_seeds_are_those_of_whole_runs_of_the_same_preset(tmp_path: Path) -> None:
+    for name, preset, seed in (
+        ("mine", "tiny", 0),
+        ("a", "tiny", 1),
+        ("b", "tiny", 0),
+        ("c", "smoke", 2),
+        ("d", "tiny", 3),
+    ):
+        record_metrics(tmp_path / name, {"eval/grpo/accuracy" if name != "d" else "sft/val/accuracy": 0.5})
+        if name != "mine":  # this run's manifest is written last
+            (tmp_path / name / "manifest.json").write_text(json.dumps({"preset": preset, "seed": seed}))
+    assert [*lessons.seeds(tmp_path / "mine", "tiny", 0)] == [0, 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_road_shows_five_notebooks_and_where_this_one_stands(name: str) -> None:
+    figure = lessons.road(name)
+    colours = [patch.get_facecolor() for patch in figure.axes[0].patches if isinstance(patch, FancyBboxPatch)]
+    assert len(colours) == 5 and [colours.count(c) for c in colours][NAMES.index(name)] == 1
+    assert any(text.startswith("python 3.") and "torch" in text for text in texts(figure))
