@@ -2,7 +2,7 @@
 # make check   whether this machine gives the committed smoke run's digits: make check ARGS="--preset tiny" for the whole
 # make test    the tests:                             make test ARGS="tests/test_runs.py"
 # make faults  runs killed, damaged and disturbed, two hours or so: what was tried, what was lost
-# make lab     JupyterLab on the notebooks
+# make lab     JupyterLab on the notebooks, with runs, figures and pages beside them
 # make setup   only the environment, in .venv; another interpreter: make setup PYTHON=python3.12
 # make lint    style
 # make clean   delete the environment and caches; runs are kept
@@ -27,7 +27,7 @@ faults: setup
 	$(VENV)/bin/python -m pytest -m slow tests/faults $(ARGS)
 
 lab: setup
-	cd notebooks && ../$(VENV)/bin/jupyter lab $(ARGS)
+	$(VENV)/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_build_data.ipynb $(ARGS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -535,18 +535,22 @@ def test_equal_rewards_teach_nothing_and_break_nothing(
 # --- the notebooks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)
-def test_the_five_notebooks_run_by_the_hubs_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Preset qwen_smoke is qwen3b with small counts; its policy is found in the hub's cache, at the pinned revision."""
-    smoke = get_preset("qwen_smoke")
+@pytest.mark.parametrize(("family", "name"), [("qwen2_5_vl", "qwen3b"), ("qwen3_vl", "qwen3vl2b")], indirect=["family"])
+def test_the_five_notebooks_run_by_the_hubs_name(
+    folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The counts of qwen_smoke, and fewer; the policy is found in the hub's cache, at the pinned revision."""
+    smoke, big = get_preset("qwen_smoke"), get_preset(name)
     assert (smoke.policy, smoke.revision, smoke.prompts) == (QWEN.policy, QWEN.revision, QWEN.prompts)
-    hub_copy(folder, tmp_path / "hub", smoke.policy, smoke.revision)
+    hub_copy(folder, tmp_path / "hub", big.policy, big.revision)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
-    done = run([], "qwen_smoke", "q", 0, {"new_tokens": 32}, tmp_path)  # random weights never end a turn
+    fewer = {"new_tokens": 24, "data_questions": 24, "eval_questions": 4, "ablation_questions": 1, "grpo_steps": 1}
+    given = fewer | {"policy": big.policy, "revision": big.revision}  # random weights never end a turn
+    done = run([], "qwen_smoke", "q", 0, given, tmp_path)
     assert len(list(done.glob("0?_*.ipynb"))) == 5
     manifest = json.loads((done / "manifest.json").read_text())
-    assert manifest["base_model"] == {"name": QWEN.policy, "revision": QWEN.revision}
+    assert manifest["base_model"] == {"name": big.policy, "revision": big.revision}
     metrics = read_metrics(done)
     assert {
         f"eval/{name}/accuracy" for name in ("direct", "rag", "prompted", "sft", "grpo", "teacher")

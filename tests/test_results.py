@@ -91,6 +91,8 @@ def test_an_adapter_is_found_in_the_first_run_that_has_it(adapter: Path, tmp_pat
     assert find_adapter("sft", [other, run]) == find_adapter("sft", [run, ""]) == check_adapter(adapter) == adapter
     with pytest.raises(FileNotFoundError, match="adapter is not there: run notebook 03 first, or give adapters=RUN"):
         find_adapter("grpo", [run, other])
+    with pytest.raises(FileNotFoundError, match=f"or give adapters=RUN, such as {re.escape(str(run))}\\."):
+        find_adapter("sft", [other])
 
 
 @pytest.mark.parametrize("how", DAMAGES)

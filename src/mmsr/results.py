@@ -81,8 +81,10 @@ def find_adapter(stage: str, runs: Sequence[str | Path]) -> Path:
     for place in places:
         if place.is_dir():
             return place
-    place = places[-1] if places else f"{stage}/adapter"
-    raise FileNotFoundError(f"{place} is not there: run notebook {STAGES[stage]} first, or give adapters=RUN.")
+    place = places[-1] if places else Path(stage, "adapter")
+    known = [run.parents[1] for run in sorted(place.parents[2].glob(f"*/{stage}/adapter"))] if places else []
+    such = f", such as {known[0]}" if known else ""
+    raise FileNotFoundError(f"{place} is not there: run notebook {STAGES[stage]} first, or give adapters=RUN{such}.")
 
 
 def check_adapter(folder: Path) -> Path:

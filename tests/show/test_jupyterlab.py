@@ -21,23 +21,24 @@ pytestmark = needs_chromium
 
 KIT = Path(__file__).parents[2] / "notebooks"
 FEW = {"data_questions": 24, "data_examples": 8, "eval_questions": 6}
-PANEL = "jupyterapp.shell.currentWidget"
+PANEL = "[...jupyterapp.shell.widgets('main')][0]"
 CELLS = f"{PANEL}.content.model.sharedModel.toJSON().cells"
 BUTTON = "[...document.querySelectorAll('button')].find((b) => b.textContent === '{}')"
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The notebooks with the sizes of a try, and a run that has both adapters."""
+    """The notebooks with the sizes of a try, and beside them a run that has both adapters."""
     root = tmp_path_factory.mktemp("desk")
     for stage in ("sft", "grpo"):
         shutil.copytree(SHIPPED, root / "trained" / stage / "adapter")
+    (root / "notebooks").mkdir()
     for path in KIT.glob("*.ipynb"):
         notebook = nbformat.read(path, as_version=4)
         cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
         cell.source += f'\npreset, run_dir, sizes = "smoke", "{root.as_posix()}/run", {FEW}'
         cell.source += f'\nadapters = "{root.as_posix()}/trained"' if "adapters" in cell.source else ""
-        nbformat.write(notebook, root / path.name)
+        nbformat.write(notebook, root / "notebooks" / path.name)
     return root
 
 
@@ -68,15 +69,16 @@ def lab(desk: Path) -> Iterator[str]:
 
 @pytest.fixture
 def browser() -> Iterator[Browser]:
-    with Browser(patience=400) as found:
+    with Browser(patience=150) as found:
         yield found
 
 
 def run_all(browser: Browser, lab: str, name: str) -> str:
     """Open a notebook, run all its cells, and give what they printed. No cell may have failed."""
-    browser.open(f"{lab}lab/tree/{name}.ipynb?reset")
-    browser.wait_for(f"window.jupyterapp && {PANEL} && {PANEL}.context && {PANEL}.context.isReady")
+    browser.open(f"{lab}lab/tree/notebooks/{name}.ipynb?reset")
+    browser.wait_for(f"window.jupyterapp && {PANEL}?.context?.isReady")
     browser.wait_for(f"{PANEL}.sessionContext.session?.kernel?.status === 'idle'")
+    browser.run(f"jupyterapp.shell.activateById({PANEL}.id)")
     browser.run("jupyterapp.commands.execute('notebook:run-all-cells')")
     cells = [cell for cell in browser.run(CELLS) if cell["cell_type"] == "code"]
     outputs = [output for cell in cells for output in cell["outputs"]]

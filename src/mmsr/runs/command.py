@@ -101,7 +101,8 @@ def _run(options: Options) -> None:
     from mmsr.runs.runner import run
 
     folder = run(options.notebooks, options.preset, options.name, options.seed, given, root, options.fresh)
-    print(f"\n{table(folder)}\n\nFigures: {os.path.relpath(folder / 'figures')}")
+    tries = "\n\nThese sizes only try the path: nothing is learned at them." if "smoke" in options.preset else ""
+    print(f"\n{table(folder)}{tries}\n\nFigures: {os.path.relpath(folder / 'figures')}")
     if not options.notebooks:
         _tell_report(folder)
 

@@ -31,7 +31,7 @@ from mmsr.files import read_json
 from mmsr.grpo import CLIP, Group
 from mmsr.protocol import Box
 from mmsr.results import read_metrics
-from mmsr.show.charts import NAMES, TEXTS, Chart, heading, whisker
+from mmsr.show.charts import NAMES, Chart, heading, whisker
 from mmsr.show.look import (
     ACCENT,
     BLOCKS,
@@ -43,6 +43,7 @@ from mmsr.show.look import (
     NAVY,
     PALE,
     RIGHT,
+    ROAD,
     SHORT,
     SLATE,
     WIDTH,
@@ -64,7 +65,6 @@ SHOWN = (PAGE - 6 * 0.09) / 7  # inches: seven pictures side by side
 ACTIONS = ("img_search", "text_search", "answer", "unread")
 SHADES = (ACCENT, INK, NAVY, RIGHT, WRONG, SLATE)  # of the crops on one picture
 DRAWS = 2000  # resamples behind an interval
-ROAD = dict(zip(NAMES, TEXTS["road"]))
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -266,7 +266,7 @@ def seeds(run_dir: Path, preset: str, seed: int) -> dict[int, dict[str, Interval
 def road(name: str) -> Figure:
     """The five notebooks from left to right, what each makes, and this one in colour; below, the versions in use."""
     sheet, width = Sheet(), (PAGE - 4 * 0.3) / 5
-    for number, (notebook, (title, makes)) in enumerate(ROAD.items()):
+    for number, (notebook, (title, makes)) in enumerate(zip(NAMES, ROAD)):
         x, here = MARGIN + number * (width + 0.3), notebook == name
         sheet.ax.add_patch(
             FancyBboxPatch((x, 0.3), width, 1.15, "round,pad=0,rounding_size=0.08", color=NAVY if here else PALE, lw=0)

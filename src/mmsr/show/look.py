@@ -24,7 +24,7 @@ RIGHT, WRONG = "#1f6f54", "#a3203a"
 WIDTH, MARGIN = 9.0, 0.3  # inches; 9 are 900 pixels on a page
 
 _TABLES = tomllib.loads((ASSETS / "words.toml").read_text(encoding="utf-8"))
-WORDS, SHORT, COLOURS, BLOCKS = (_TABLES[name] for name in ("words", "short", "colours", "blocks"))
+WORDS, SHORT, COLOURS, BLOCKS, ROAD = (_TABLES[name] for name in ("words", "short", "colours", "blocks", "road"))
 TAGS = {kind: block["tag"] for kind, block in BLOCKS.items()}
 
 
