@@ -69,7 +69,7 @@ def lab(desk: Path) -> Iterator[str]:
 
 @pytest.fixture
 def browser() -> Iterator[Browser]:
-    with Browser(patience=150) as found:
+    with Browser(patience=300) as found:
         yield found
 
 
