@@ -98,6 +98,7 @@ def _play(
             "id": q.id,
             "entity": q.entity,
             "correct": row["correct"],
+            "searched": row["image_searches"] > 0,
             "box": searched_box(t),
             **({"verdict": row["verdict"], "exact": row["exact"]} if judge else {}),
             **_found(q, t, row),

@@ -66,6 +66,11 @@ def cluster_mean(values: Sequence[float], clusters: Sequence[Hashable], seed: in
     return cluster_ratio(values, np.ones(len(values)), clusters, seed)
 
 
+def draws(values: Sequence[float], clusters: Sequence[Hashable], seed: int) -> NDArray[np.float64]:
+    """The means of the values in the draws behind `cluster_mean`."""
+    return _divide(*_resampled(_cluster_totals(values, np.ones(len(values)), clusters), np.random.default_rng(seed)).T)
+
+
 def cluster_ratio(
     numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[Hashable], seed: int
 ) -> Interval:

@@ -104,9 +104,9 @@ def test_crops_show_what_the_search_sees_and_finds() -> None:
 def test_the_boxes_of_all_crops_stand_on_one_picture() -> None:
     question = next(q for q in make_questions("test", 20, seed=2) if q.box)
     rows = [
-        {"crop": "base", "box": question.box, "recall_at_1": True, "correct": True},
-        {"crop": "whole", "box": None, "recall_at_1": False, "correct": False},
-        {"crop": "random", "box": None, "recall_at_1": False, "correct": False},
+        {"crop": "base", "searched": True, "box": question.box, "recall_at_1": True, "correct": True},
+        {"crop": "whole", "searched": True, "box": None, "recall_at_1": False, "correct": False},
+        {"crop": "random", "searched": False, "box": None, "recall_at_1": False, "correct": False},
     ]
     figure = lessons.boxes(question, rows)
     said = texts(figure)
@@ -122,7 +122,7 @@ def test_the_boxes_of_all_crops_stand_on_one_picture() -> None:
 def test_why_shows_less_scatter_with_more_questions_and_a_narrower_paired_interval(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     easy = rng.random(300) < 0.6  # the same questions are easy for both
-    rows = {name: [{"correct": bool(c)} for c in easy ^ (rng.random(300) < 0.05)] for name in ("grpo", "sft")}
+    rows = {name: [asked(n, c) for n, c in enumerate(easy ^ (rng.random(300) < 0.05))] for name in ("grpo", "sft")}
     metrics = {f"eval/{name}/accuracy": Interval(0.5, 0.4, 0.6, 300) for name in ("grpo", "sft")}
     figure = lessons.why(rows, ("grpo", "sft"), {0: metrics, 1: metrics})
     left, middle, right = figure.axes
@@ -131,6 +131,10 @@ def test_why_shows_less_scatter_with_more_questions_and_a_narrower_paired_interv
     widths = [int(high) - int(low) for low, high in re.findall(r"\[([+-]\d+), ([+-]\d+)\]", legend(middle))]
     assert widths[0] < widths[1] and "each for itself" in legend(middle)
     assert [tick.get_text() for tick in right.get_xticklabels()] == ["seed 0", "seed 1"]
+
+
+def asked(number: int, correct: bool) -> dict:
+    return {"correct": bool(correct), "question": {"entity": number}}
 
 
 def legend(ax: Axes) -> str:

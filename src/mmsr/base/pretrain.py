@@ -312,14 +312,8 @@ def grown(base: Qwen, config: Qwen2_5_VLConfig) -> dict[str, torch.Tensor]:
     Pro, arXiv 2401.02415). Of a base of the same depth these are its own weights.
     """
     weights, deep = base.state_dict(), {}
-    for stack, has, wants in (
-        (
-            "model.language_model.layers",
-            base.config.text_config.num_hidden_layers,
-            config.text_config.num_hidden_layers,
-        ),
-        ("model.visual.blocks", base.config.vision_config.depth, config.vision_config.depth),
-    ):
+    depths = ((of.text_config.num_hidden_layers, of.vision_config.depth) for of in (base.config, config))
+    for stack, has, wants in zip(("model.language_model.layers", "model.visual.blocks"), *depths):
         for layer in range(wants):
             old, is_copy = layer * has // wants, layer > 0 and (layer - 1) * has // wants == layer * has // wants
             for name in [name for name in weights if name.startswith(f"{stack}.{old}.")]:

@@ -52,9 +52,9 @@ from mmsr.show.look import (
     in_our_look,
     words,
 )
-from mmsr.show.pictures import GAP, PAGE, SIZE, TAG_WIDTH, Sheet, text_width
-from mmsr.show.transcript import blocks
-from mmsr.stats import Interval
+from mmsr.show.pictures import GAP, OUTCOMES, PAGE, SIZE, TAG_WIDTH, Sheet, text_width
+from mmsr.show.transcript import blocks, outcome
+from mmsr.stats import Interval, draws
 from mmsr.task import Asked
 from mmsr.tools.base import Corpus, ImageRetriever
 from mmsr.tools.image import thumbnail
@@ -63,8 +63,7 @@ LINE = 0.24  # inches between two lines of tokens
 MOVED = 14  # tokens that are named
 SHOWN = (PAGE - 6 * 0.09) / 7  # inches: seven pictures side by side
 ACTIONS = ("img_search", "text_search", "answer", "unread")
-SHADES = (ACCENT, INK, NAVY, RIGHT, WRONG, SLATE)  # of the crops on one picture
-DRAWS = 2000  # resamples behind an interval
+DRAWN = 200  # times that fewer questions are drawn
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
@@ -200,16 +199,16 @@ def boxes(question: Asked, rows: Sequence[Mapping[str, Any]]) -> Figure:
     end, beside, scale = sheet.image(MARGIN, MARGIN, side, picture), MARGIN + side + GAP, side / picture.width
     y = sheet.text(beside, MARGIN, question.text, PAGE - side - GAP, 3, size=11, weight="bold") + 0.15
     for number, row in enumerate(rows):
-        shade = SHADES[number % len(SHADES)]
-        box = row.get("box") or ((0, 0, *picture.size) if row["crop"] == "whole" else None)
+        shade, ended = colour(row["crop"]), outcome(row)
+        box = row["box"] or ((0, 0, *picture.size) if row["searched"] else None)
         if box:
             x1, y1, x2, y2 = (scale * v for v in box)
             sheet.frame(MARGIN + x1, MARGIN + y1, x2 - x1, y2 - y1, color=shade, lw=2.4 - 0.3 * number)
         finds = {True: "finds it", False: "finds another", None: ""}[row.get("recall_at_1") if box else None]
-        style = {"weight": "bold", "color": RIGHT if row["correct"] else WRONG}
         sheet.text(beside, y, words(row["crop"]), 1.3, 1, color=shade, weight="bold")
         sheet.text(beside + 1.3, y, finds or "no search", 1.2, 1)
-        y = sheet.text(beside + 2.5, y, "✓ right" if row["correct"] else "✗ wrong", 0.8, 1, **style) + 0.1
+        style = {"weight": "bold", "color": OUTCOMES[ended.name]}
+        y = sheet.text(beside + 2.5, y, f"{ended.mark} {ended.name}", 0.8, 1, **style) + 0.1
     return sheet.cut(max(end, y) + MARGIN)
 
 
@@ -219,7 +218,7 @@ def why(
 ) -> Figure:
     """Three panels on how far a number may be trusted, of a pair of workflows such as ("grpo", "sft").
 
-    What the first scores on fewer questions, two hundred draws each; their difference, the questions drawn once for
+    What the first scores on fewer questions, two hundred draws each; their difference, the countries drawn once for
     both and once for each; both on every seed that was played (`seeds`). rows: by workflow, in one order of questions.
     """
     chart, rng = Chart(figsize=(WIDTH, 3.2), layout="constrained"), np.random.default_rng(0)
@@ -229,13 +228,14 @@ def why(
     sizes = [n for n in (25, 50, 100, 200) if n < len(first)]
     heading(left, "Why intervals", f"accuracy on n of {len(first):,} questions, %")
     for place, n in enumerate(sizes):
-        drawn = [rng.choice(first, n, replace=False).mean() for _ in range(DRAWS // 10)]
+        drawn = [rng.choice(first, n, replace=False).mean() for _ in range(DRAWN)]
         left.plot(place + rng.uniform(-0.25, 0.25, len(drawn)), drawn, ".", ms=3, color=colour(pair[0]), alpha=0.5)
     left.axhline(first.mean(), color=INK, lw=1)
     left.set_xticks(range(len(sizes)), [f"n = {n}" for n in sizes])
-    one, other = rng.integers(len(first), size=(2, DRAWS, len(first)))
+    countries = [row["question"]["entity"] for row in rows[pair[0]]]
     heading(middle, "Why paired", f"{SHORT[pair[0]]} − {SHORT[pair[1]]}, points")
-    drawn = {"paired": (first - second)[one].mean(1), "each for itself": first[one].mean(1) - second[other].mean(1)}
+    apart = draws(first, countries, seed=0) - draws(second, countries, seed=1)
+    drawn = {"paired": draws(first - second, countries, seed=0), "each for itself": apart}
     edges = np.histogram_bin_edges(np.concatenate([*drawn.values()]), 30)
     for (name, found), style in zip(drawn.items(), ({"color": NAVY, "alpha": 0.6}, {"histtype": "step", "color": INK})):
         low, high = np.quantile(found, (0.025, 0.975))

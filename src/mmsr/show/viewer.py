@@ -27,6 +27,7 @@ from mmsr.results import WORKFLOWS
 from mmsr.show import transcript
 from mmsr.show.look import ASSETS, SHORT, TAGS, words
 from mmsr.show.transcript import NO_ROWS, Row, outcome, picture_of
+from mmsr.tools.picture import picture_key
 from mmsr.world.questions import TYPES
 
 CARD_STYLE, PAGE_STYLE, SCRIPT = (
@@ -75,9 +76,9 @@ def html_page(rows: Sequence[Row], path: Path, pictures: Sequence[Image.Image] =
 
 def _cards(rows: Sequence[Row], pictures: Iterable[Image.Image]) -> Iterator[tuple[Row, Image.Image, str, str]]:
     """Each row, its picture, the picture's name on the page and, where the page does not have it yet, its data URL."""
-    names: dict[bytes, str] = {}
+    names: dict[str, str] = {}
     for row, picture in zip(rows, pictures, strict=True):
-        seen = hashlib.sha256(picture.tobytes()).digest()
+        seen = picture_key(picture)
         url = "" if seen in names else data_url(picture)
         yield row, picture, names.setdefault(seen, f"p{len(names)}"), url
 
