@@ -27,21 +27,22 @@ TURNS = 10
 
 @pytest.fixture
 def decoder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Decoder]:
-    """A decoder that has seen no picture yet: the tiny base's, or a random Qwen3-VL's where that is asked for."""
-    base = shaken(tmp_path) if hasattr(request, "param") and request.param == "qwen3_vl" else tiny()
+    """A decoder that has seen no picture yet: the tiny base's, or that of a random model of the type asked for."""
+    family = getattr(request, "param", "tiny")
+    base = tiny() if family == "tiny" else shaken(tmp_path, family)
     with Policy(base.model, base.processor, base.name).generating() as found:
         yield found
 
 
-def shaken(folder: Path) -> Policy:
-    """A random Qwen3-VL in fp32, with weights that are large enough to let each part of a picture tell."""
-    policy = load_policy(str(random_qwen(folder, family="qwen3_vl")), max_pixels=65536)
+def shaken(folder: Path, family: str) -> Policy:
+    """A random model in fp32, with weights that are large enough to let each part of a picture tell."""
+    policy = load_policy(str(random_qwen(folder, family=family)), max_pixels=65536)
     for name, weight in policy.model.float().named_parameters():
         weight.data *= 1 if "norm" in name else 4
     return policy
 
 
-both = pytest.mark.parametrize("decoder", ["tiny", "qwen3_vl"], indirect=True)
+each = pytest.mark.parametrize("decoder", ["tiny", "qwen3_vl", "qwen3_5"], indirect=True)
 
 
 def dialogue(decoder: Decoder, batch_size: int, order: list[int] | None = None) -> list[Row]:
@@ -82,7 +83,7 @@ def test_what_follows_a_turn_is_what_the_chat_template_writes(decoder: Decoder) 
     assert decoder.tokenizer.decode(row.ids) == text.replace(decoder.processor.image_token, pads)
 
 
-@both
+@each
 def test_log_probabilities_over_ten_turns_are_those_of_the_whole_model(decoder: Decoder) -> None:
     rows = dialogue(decoder, 4)
     plain = [row for row in rows if decoder.processor.image_token_id not in row.ids[row.prompt :]]
@@ -170,7 +171,7 @@ def test_either_end_token_ends_a_turn(decoder: Decoder, end: str, monkeypatch: p
     assert sum(row.written) == 2 and row.logps[-2:] == [-1.0, -1.0]
 
 
-@both
+@each
 def test_a_pictures_token_that_the_policy_writes_shows_it_no_picture(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

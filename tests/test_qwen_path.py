@@ -18,7 +18,7 @@ import pytest
 import torch
 import trl
 from PIL import Image
-from random_qwen import FAMILIES, hub_copy, random_qwen
+from random_qwen import FAMILIES, hub_copy, matrices, random_qwen
 from safetensors.torch import load_file, save_file
 
 from mmsr import grpo
@@ -95,8 +95,8 @@ def test_files_laid_out_as_the_hubs_load_whole_in_their_class_and_in_bf16(
     folder: Path, family: str, policy: Policy
 ) -> None:
     kept = load_file(folder / "model.safetensors")
-    firsts = {"qwen2_5_vl": {"model", "visual"}, "qwen3_vl": {"model"}}  # of the hub's names
-    assert {name.split(".")[0] for name in kept} == firsts[family] and policy.model.config.model_type == family
+    firsts = {"model", "visual"} if family == "qwen2_5_vl" else {"model"}  # of the hub's names
+    assert {name.split(".")[0] for name in kept} == firsts and policy.model.config.model_type == family
     weights = dict(policy.model.named_parameters())
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     assert weights.keys() == {*map(inside, kept)}
@@ -111,6 +111,7 @@ def test_files_laid_out_as_the_hubs_load_whole_in_their_class_and_in_bf16(
 PRESETS = {"qwen2_5_vl": ("qwen3b", "qwen7b"), "qwen3_vl": ("qwen3vl2b", "qwen3vl4b")}
 
 
+@pytest.mark.parametrize("family", PRESETS, indirect=True)
 def test_the_pinned_state_of_the_hub_is_loaded(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     pinned, newer = (random_qwen(tmp_path / f"seed{seed}", seed, family) for seed in (1, 2))
@@ -131,11 +132,7 @@ def test_the_pinned_state_of_the_hub_is_loaded(family: str, tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        (
-            "qwen3_5",
-            "'qwen3_5': linear attention sums up what was read, and no turn can be taken back from its cache; use",
-        ),
-        ("qwen2_vl", "'qwen2_vl'; use a model of the type qwen2_5_vl or qwen3_vl"),
+        ("qwen2_vl", "'qwen2_vl'; use a model of the type qwen2_5_vl or qwen3_vl or qwen3_5"),
         ("made_up", "'made_up'; use"),
     ],
 )
@@ -159,7 +156,7 @@ def test_files_that_lack_a_weight_are_refused_by_its_name(folder: Path, tmp_path
 def test_a_conversation_opens_as_the_models_own_does(folder: Path, family: str, policy: Policy) -> None:
     ((picture, messages),) = conversations(1)
     own = (json.loads((folder / "tokenizer_config.json").read_text()))["chat_template"]
-    settings = {"tokenize": False, "add_generation_prompt": True}
+    settings = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
     written = policy.processor.apply_chat_template(messages, **settings)
     assert written == policy.tokenizer.apply_chat_template(messages, chat_template=own, **settings)
     system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n" if family == "qwen2_5_vl" else ""
@@ -167,7 +164,10 @@ def test_a_conversation_opens_as_the_models_own_does(folder: Path, family: str, 
     with policy.generating() as decoder:
         (row,) = decoder.open([(picture, messages)], 1)
         decoder.read(row, "a page")
-    assert policy.tokenizer.decode(row.ids).count("<|im_start|>system") == bool(system)
+    whole = policy.tokenizer.decode(row.ids)
+    assert whole.count("<|im_start|>system") == bool(system)
+    thought = "<think>\n\n</think>\n\n" if family == "qwen3_5" else ""
+    assert whole.count(f"<|im_start|>assistant\n{thought}") == 2 and whole.count("<think>") == 2 * bool(thought)
 
 
 THINKS = "{% if add_generation_prompt %}<think>\n{% endif %}"
@@ -224,8 +224,7 @@ def test_a_base_in_four_bits_learns(folder: Path, policy: Policy) -> None:
     quantised = load_policy(str(folder), four_bit=True)
     linear = bitsandbytes.nn.Linear4bit
     names = {name for name, module in quantised.model.named_modules() if isinstance(module, linear)}
-    layers = policy.model.config.get_text_config().num_hidden_layers
-    assert len(names) == 7 * layers and all(".language_model.layers." in name for name in names)
+    assert len(names) == matrices(policy.model.config) and all(".language_model.layers." in name for name in names)
     assert quantised.model.get_parameter("model.visual.merger.mlp.0.weight").dtype == torch.bfloat16
     trained = add_lora(quantised, r=4, alpha=8)
     picture, messages = conversations(1)[0]
@@ -243,7 +242,7 @@ SIZES = [(384, 384), (4000, 120), (90, 2400), (3000, 2000), (31, 57), (20, 20), 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_frame_is_that_of_the_processor_or_relative(policy: Policy, family: str, size: tuple[int, int]) -> None:
-    picture, patch = Image.new("RGB", size), {"qwen2_5_vl": 14, "qwen3_vl": 16}[family]
+    picture, patch = Image.new("RGB", size), 14 if family == "qwen2_5_vl" else 16
     batch = policy.processor(text=["<|vision_start|><|image_pad|><|vision_end|>"], images=[[picture]])
     _, rows, columns = batch["image_grid_thw"][0].tolist()
     seen = (patch * columns, patch * rows)
@@ -304,9 +303,10 @@ def test_greedy_decoding_is_plain_and_keeps_its_cache(policy: Policy, monkeypatc
     monkeypatch.setattr(policy.model.model.language_model, "forward", counted)
     ((picture, messages),) = conversations(1)
     text = policy.generate([(picture, messages)], 12)[0]
-    assert lengths[0] > 350 and set(lengths[1:]) == {1}
+    assert lengths[0] > 350 and {*lengths[1:]} == {1}
     rendered = policy.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = policy.processor(text=[rendered], images=[[picture]], return_tensors="pt")
+    start = ids["input_ids"].shape[1]
     for _ in range(12):
         best = policy.model(**ids).logits[0, -1].argmax()
         if best == policy.tokenizer.eos_token_id:
@@ -314,7 +314,8 @@ def test_greedy_decoding_is_plain_and_keeps_its_cache(policy: Policy, monkeypatc
         ids["input_ids"] = torch.cat([ids["input_ids"], best.view(1, 1)], 1)
         ids["attention_mask"] = torch.ones_like(ids["input_ids"])
         ids["mm_token_type_ids"] = (ids["input_ids"] == policy.model.config.image_token_id).long()
-    written = ids["input_ids"][0, lengths[0] + 1 :]  # all of the prompt but its last token is read first
+    assert lengths[0] == start - (not policy.decoder.sums_up)  # what is kept goes up to the last token of the prompt
+    written = ids["input_ids"][0, start:]
     assert policy.tokenizer.decode(written, skip_special_tokens=True) == text
 
 
@@ -344,8 +345,7 @@ def test_lora_is_on_the_language_model_in_fp32_and_nothing_else_learns(preset: P
     learning = {name: weight for name, weight in tuned.model.named_parameters() if weight.requires_grad}
     assert all(".language_model.layers." in name and "lora_" in name for name in learning)
     assert {weight.dtype for weight in learning.values()} == {torch.float32}
-    layers = tuned.model.config.get_text_config().num_hidden_layers
-    assert len(learning) == layers * 7 * 2
+    assert len(learning) == matrices(tuned.model.config) * 2
     assert not any(weight.requires_grad for name, weight in tuned.model.named_parameters() if "visual" in name)
 
 
@@ -535,7 +535,9 @@ def test_equal_rewards_teach_nothing_and_break_nothing(
 # --- the notebooks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "name"), [("qwen2_5_vl", "qwen3b"), ("qwen3_vl", "qwen3vl2b")], indirect=["family"])
+@pytest.mark.parametrize(
+    ("family", "name"), [("qwen2_5_vl", "qwen3b"), ("qwen3_vl", "qwen3vl2b"), ("qwen3_5", "qwen3b")], indirect=["family"]
+)
 def test_the_five_notebooks_run_by_the_hubs_name(
     folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -545,7 +547,7 @@ def test_the_five_notebooks_run_by_the_hubs_name(
     hub_copy(folder, tmp_path / "hub", big.policy, big.revision)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
-    fewer = {"new_tokens": 24, "data_questions": 24, "eval_questions": 4, "ablation_questions": 1, "grpo_steps": 1}
+    fewer = {"new_tokens": 8, "data_questions": 24, "eval_questions": 2, "ablation_questions": 1, "grpo_steps": 1}
     given = fewer | {"policy": big.policy, "revision": big.revision}  # random weights never end a turn
     done = run([], "qwen_smoke", "q", 0, given, tmp_path)
     assert len(list(done.glob("0?_*.ipynb"))) == 5

@@ -6,7 +6,8 @@
 
 A row keeps its tokens as they were read and as they were generated (nothing is tokenised twice), which of them the
 policy wrote, and the log-probabilities of these: all that GRPO learns from. Its cache holds its own tokens alone; rows
-of like length work together, and are padded to each other only meanwhile.
+of like length work together, and are padded to each other only meanwhile. Linear attention (Qwen3.5's) sums up what it
+has read, and no turn can be taken back from a sum: such a model keeps nothing, and reads its rows anew at each turn.
 """
 
 from __future__ import annotations
@@ -68,15 +69,21 @@ class Row:
         return torch.cat([self.positions[:, start:end], late.expand(3, -1)], 1)
 
 
-def spread(rows: Sequence[Row], spans: Sequence[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens of rows from start to end, side by side, padded on the right: ids and mask [B, W], positions [3, B, W]."""
+def spread(
+    rows: Sequence[Row], spans: Sequence[tuple[int, int]], left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens of rows from start to end, side by side: ids and mask [B, W], positions [3, B, W].
+
+    They are padded on the right, or on the left: what is summed up must begin with nothing, and end with a token.
+    """
     width = max(end - start for start, end in spans)
     ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
     positions = torch.zeros(3, len(rows), width, dtype=torch.long)
     for place, (row, (start, end)) in enumerate(zip(rows, spans)):
-        ids[place, : end - start] = torch.tensor(row.ids[start:end])
-        mask[place, : end - start] = 1
-        positions[:, place, : end - start] = row.at(start, end)
+        own = slice(width - (end - start), None) if left else slice(end - start)
+        ids[place, own] = torch.tensor(row.ids[start:end])
+        mask[place, own] = 1
+        positions[:, place, own] = row.at(start, end)
     return ids, mask, positions
 
 
@@ -138,6 +145,27 @@ class Batch:
         return self.store[:, :, place][:, :, :, self.mask[place, : self.used].nonzero()[:, 0]]
 
 
+class Passing:
+    """As `Batch`, of rows that a model with linear attention reads anew: no row takes anything from it."""
+
+    def __init__(self, rows: Sequence[Row], config: Any):
+        self.states, self.mask = DynamicCache(config=config), torch.zeros(len(rows), 0, dtype=torch.long)
+
+    def cache(self) -> Cache:
+        return self.states
+
+    def extend(self, mask: torch.Tensor) -> torch.Tensor:
+        self.mask = torch.cat([self.mask, mask], 1)
+        return self.mask
+
+    def keep(self, places: list[int]) -> None:
+        self.mask = self.mask[places]
+        self.states.reorder_cache(torch.tensor(places))
+
+    def take(self, place: int) -> None:
+        return None
+
+
 class Decoder:
     """Reads and writes with a model, with LoRA or without, whose weights stay as they are meanwhile."""
 
@@ -151,10 +179,17 @@ class Decoder:
         """The model without LoRA's wrapper; LoRA's layers are within."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
+    @property
+    def sums_up(self) -> bool:
+        """Whether what is read goes into a sum, as by linear attention."""
+        return "linear_attention" in (getattr(self.network.config.get_text_config(), "layer_types", None) or ())
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def open(self, conversations: Sequence[Conversation], batch_size: int) -> list[Row]:
-        """Conversations in which the policy is to write next, all of their prompts but the last token computed."""
+        """Conversations in which the policy is to write next, all of their prompts but the last token computed: what
+        can be kept.
+        """
         render = self.processor.apply_chat_template
         texts = [render(messages, add_generation_prompt=True, tokenize=False) for _, messages in conversations]
         pictures = {id(picture): picture for picture, _ in conversations}
@@ -162,7 +197,7 @@ class Decoder:
         seen = self.see({keys[number]: picture for number, picture in pictures.items()})
         asked = [(text, keys[id(picture)]) for text, (picture, _) in zip(texts, conversations)]
         prompts = {(text, key): self._prompt(text, *seen[key]) for text, key in dict.fromkeys(asked)}
-        for rows in alike(list(prompts.values()), batch_size, lambda row: row.prompt):
+        for rows in [] if self.sums_up else alike(list(prompts.values()), batch_size, lambda row: row.prompt):
             self._prefill(rows)
         rows = [prompts[key] for key in asked]  # nothing is ever written into a row's cache: equal rows share it
         return [replace(row, ids=[*row.ids], written=[*row.written], logps=[*row.logps]) for row in rows]
@@ -235,14 +270,15 @@ class Decoder:
         return self.tokenizer.batch_decode(turns, skip_special_tokens=True)
 
     def _write(self, rows: list[Row], limits: Sequence[int], temperature: float, draws: Sequence) -> None:
-        spans = [(row.cached, len(row.ids)) for row in rows]
-        ids, mask, positions = spread(rows, spans)
-        batch = Batch.of(rows, ids.shape[1] + max(limits))
-        cache, last = batch.cache(), mask.sum(1) - 1
+        anew, spans = self.sums_up, [(row.cached, len(row.ids)) for row in rows]
+        ids, mask, positions = spread(rows, spans, left=anew)
+        embeds = self.embed(ids, rows if anew else ())
+        batch = Passing(rows, self.network.config) if anew else Batch.of(rows, ids.shape[1] + max(limits))
+        cache, last = batch.cache(), mask.shape[1] - 1 - mask.flip(1).argmax(1)
         working = list(range(len(rows)))  # which row is at each place of the batch
         left = list(limits)
         while True:
-            states = self._states(self.embed(ids), batch.extend(mask.to(batch.mask.device)), positions, cache, {})
+            states = self._states(embeds, batch.extend(mask.to(batch.mask.device)), positions, cache, {})
             states = states[torch.arange(len(working)), last.to(states.device)]
             draw = [draws[row][limits[row] - left[row]] if left[row] else 0.0 for row in working] if draws else None
             tokens, logps = self._choose(states, temperature, draw)
@@ -258,7 +294,7 @@ class Decoder:
             if 4 * len(staying) <= 3 * len(working):  # those that have ended leave
                 batch.keep(staying)
                 cache, working, tokens = batch.cache(), [working[p] for p in staying], [tokens[p] for p in staying]
-            ids, mask = torch.tensor(tokens)[:, None], torch.tensor([[int(left[row] > 0)] for row in working])
+            embeds, mask = self.embed(torch.tensor(tokens)[:, None]), torch.tensor([[left[row] > 0] for row in working])
             at = torch.tensor([[len(rows[row].ids) - 1 + rows[row].shift] for row in working])
             positions, last = at.expand(3, -1, -1), torch.zeros(len(working), dtype=torch.long)
 
@@ -280,9 +316,9 @@ class Decoder:
         return {"visual_pos_masks": self._pictured(ids, rows), "deepstack_visual_embeds": layers} if layers else {}
 
     def _pictured(self, ids: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-        """Where [B, W] tokens of rows, from their first on, are those of their prompts' pictures."""
-        prompts = torch.tensor([row.prompt for row in rows])[:, None] > torch.arange(ids.shape[1])
-        return ((ids == self.processor.image_token_id) & prompts.to(ids.device)).to(self.network.device)
+        """Where [B, W] tokens of rows, from their first on, are those of their pictures: no others come before."""
+        found, own = ids == self.processor.image_token_id, torch.tensor([[len(row.features)] for row in rows])
+        return (found & (found.cumsum(1) <= own.to(ids.device))).to(self.network.device)
 
     def _states(
         self, embeds: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, added: dict[str, Any]

@@ -1,4 +1,4 @@
-"""The policy: a Qwen2.5-VL or Qwen3-VL, tiny or from the hub, its processor, LoRA, and batched generation.
+"""The policy: a Qwen2.5-VL, Qwen3-VL or Qwen3.5, tiny or from the hub, its processor, LoRA, and batched generation.
 
     policy = load_policy("tiny")                                   # shipped in the package, under 8M parameters
     policy = load_policy("Qwen/Qwen2.5-VL-3B-Instruct", revision=…) # the same class, the same code
@@ -46,13 +46,13 @@ warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category
 
 TINY_DIR = Path(__file__).parent / "assets" / "tiny"
 CHAT_TEMPLATE = (TINY_DIR.parent / "chat_template.jinja").read_text(encoding="utf-8")
-LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-FRAMES = {"qwen2_5_vl": None, "qwen3_vl": (1000, 1000)}  # of boxes, by type; None is that of the resized picture
-REFUSED = {"qwen3_5": ": linear attention sums up what was read, and no turn can be taken back from its cache"}
+LORA_TARGETS = r".*language_model.*\.((q|k|v|o|gate|up|down|out)_proj|in_proj_(qkv|z|a|b))"
+FRAMES = {"qwen2_5_vl": None, "qwen3_vl": (1000, 1000), "qwen3_5": (1000, 1000)}  # of boxes; None: the resized picture
+NO_THOUGHT = "<think>\n\n</think>\n\n"  # what a model that is told not to think has before each of its turns
 
 
 class PictureProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor, which is Qwen3-VL's too, for pictures alone, by PIL, with or without torchvision.
+    """Qwen2.5-VL's processor, which is Qwen3-VL's and Qwen3.5's too, for pictures alone, by PIL, with or without torchvision.
 
     The stock classes also build a video processor, which needs torchvision.
     """
@@ -226,7 +226,7 @@ def load_processor(name: str, revision: str | None = None, max_pixels: int | Non
     """The processor of "tiny", a local folder or a hub name, with the protocol's chat template.
 
     Raises ValueError for a tokenizer whose special tokens `protocol.sanitise` would not keep out of a conversation, and
-    as `opening` does.
+    as `own_format` does.
     """
     tokenizers, source = (PreTrainedTokenizerFast, TINY_DIR) if name == "tiny" else (AutoTokenizer, name)
     tokenizer = tokenizers.from_pretrained(source, revision=revision)
@@ -235,25 +235,27 @@ def load_processor(name: str, revision: str | None = None, max_pixels: int | Non
         raise ValueError(f"{name} has the special token {plain[0]!r}, which a page could spell: use another model.")
     if max_pixels:
         image_processor.size["longest_edge"] = max_pixels
-    tokenizer.chat_template = f"{{%- set opening = {json.dumps(opening(tokenizer, name))} -%}}\n{CHAT_TEMPLATE}"
+    before, thought = map(json.dumps, own_format(tokenizer, name))
+    tokenizer.chat_template = f"{{%- set opening, thought = {before}, {thought} -%}}\n{CHAT_TEMPLATE}"
     tokenizer.padding_side = "left"
     return PictureProcessor(image_processor, tokenizer, chat_template=tokenizer.chat_template)
 
 
-def opening(tokenizer: Any, name: str) -> str:
-    """What a model's own chat format writes before the first question: a system turn, or nothing.
+def own_format(tokenizer: Any, name: str) -> tuple[str, str]:
+    """What a model's own chat format writes before the first question, a system turn or nothing, and what before each of
+    the model's turns, the mark of no thought or nothing.
 
     Raises ValueError where its turns are not Qwen's, or where it thinks before each of them and cannot be told not to.
     """
     if not tokenizer.chat_template:  # as the tiny base, which has learnt no format of its own
-        return ""
+        return "", ""
     asked, settings = [{"role": "user", "content": "?"}], {"tokenize": False, "add_generation_prompt": True}
     written = tokenizer.apply_chat_template(asked, enable_thinking=False, **settings)
-    before, turns, after = written.partition("<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n")
-    if not turns or after:
+    before, turns, thought = written.partition("<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n")
+    if not turns or thought not in ("", NO_THOUGHT):
         why = "thinks before each turn" if turns else "has turns of another form than Qwen's"
-        raise ValueError(f"the chat format of {name} {why}: use an Instruct model of Qwen2.5-VL or Qwen3-VL.")
-    return before
+        raise ValueError(f"the chat format of {name} {why}: use an Instruct model of Qwen2.5-VL or Qwen3-VL, or Qwen3.5.")
+    return before, thought
 
 
 def load_policy(
@@ -273,8 +275,7 @@ def load_policy(
     source, dtype = (TINY_DIR, torch.float32) if name == "tiny" else (name, torch.bfloat16)
     kind = PreTrainedConfig.get_config_dict(source, revision=revision)[0].get("model_type")
     if kind not in FRAMES:
-        why = REFUSED.get(kind, "")
-        raise ValueError(f"{name} is of the type {kind!r}{why}; use a model of the type {' or '.join(FRAMES)}.")
+        raise ValueError(f"{name} is of the type {kind!r}; use a model of the type {' or '.join(FRAMES)}.")
     processor = load_processor(name, revision, max_pixels)
     extra = {"quantization_config": four_bit_config(), "device_map": {"": device}} if four_bit else {}
     extra |= {"revision": revision, "dtype": dtype, "output_loading_info": True}

@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL or Qwen3-VL with random weights, laid out file by file as the hub lays out the Instruct models.
+"""A Qwen2.5-VL, Qwen3-VL or Qwen3.5 with random weights, laid out file by file as the hub lays out the Instruct models.
 
     folder = random_qwen(tmp_path / "qwen", family="qwen3_vl")
     load_policy(str(folder), max_pixels=get_preset("qwen3b").max_pixels)
@@ -14,11 +14,12 @@ import copy
 import importlib.util
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AddedToken, AutoConfig, AutoModelForImageTextToText, Qwen2Tokenizer
+from transformers import AddedToken, AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from mmsr.presets import get_preset
@@ -34,7 +35,8 @@ ADDED = (
     *("<tool_call>", "</tool_call>"),
     *("<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"),
 )
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+THOUGHT = ("<think>", "</think>")  # added to Qwen3.5's
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
 QWEN3 = {  # of pictures and of videos
     "patch_size": 16,
     "temporal_patch_size": 2,
@@ -61,32 +63,41 @@ PICTURES = {  # preprocessor_config.json of the hub, as it stands
         "image_processor_type": "Qwen2VLImageProcessorFast",
     },
 }
-VIDEOS = {  # video_preprocessor_config.json of the hub's Qwen3-VL
+PICTURES["qwen3_5"] = PICTURES["qwen3_vl"]
+VIDEOS = {  # video_preprocessor_config.json of the hub's Qwen3-VL and Qwen3.5
     "size": {"longest_edge": 25165824, "shortest_edge": 4096},
     **QWEN3,
     "video_processor_type": "Qwen3VLVideoProcessor",
 }
 TEMPLATES = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"  # TRL's copies of the hub's
+TEMPLATE = {"qwen2_5_vl": "qwen2_5_vl.jinja", "qwen3_vl": "qwen3_vl.jinja", "qwen3_5": "qwen3_5_think.jinja"}
 
 
 def random_qwen(folder: Path, seed: int = 0, family: str = "qwen2_5_vl") -> Path:
     """Write the model, its tokenizer and its processor into `folder`, about 1 MB, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer(added := (*ADDED, *(THOUGHT if family == "qwen3_5" else ())))
     tokenizer.save_pretrained(folder)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
-    config = {"qwen2_5_vl": _config, "qwen3_vl": _config_3}[family](ids)
+    config = {"qwen2_5_vl": _config, "qwen3_vl": _config_3, "qwen3_5": _config_3_5}[family](ids)
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**copy.deepcopy(config))).to(torch.bfloat16)
     model.save_pretrained(folder)  # under the hub's names: of Qwen2.5-VL "model.layers…", "visual…"
     _write(folder / "config.json", config)
-    template = (TEMPLATES / f"{family}.jinja").read_text(encoding="utf-8")
-    _write(folder / "tokenizer_config.json", _tokenizer_config(tokenizer) | {"chat_template": template})
+    template = (TEMPLATES / TEMPLATE[family]).read_text(encoding="utf-8")
+    _write(folder / "tokenizer_config.json", _tokenizer_config(tokenizer, added) | {"chat_template": template})
     _write(folder / "preprocessor_config.json", PICTURES[family])
     _write(folder / "generation_config.json", _generation(ids))
-    if family == "qwen3_vl":
+    if family != "qwen2_5_vl":
         _write(folder / "video_preprocessor_config.json", VIDEOS)
     return folder
+
+
+def matrices(config: PreTrainedConfig) -> int:
+    """Linear layers of the language model that a configuration describes: those of attention and the three after it."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+    return sum({"linear_attention": 5, "full_attention": 4}[kind] + 3 for kind in kinds)
 
 
 def hub_copy(folder: Path, cache: Path, name: str, revision: str) -> None:
@@ -99,7 +110,7 @@ def _write(path: Path, settings: dict) -> None:
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _tokenizer() -> Qwen2Tokenizer:
+def _tokenizer(added: Sequence[str]) -> Qwen2Tokenizer:
     """Byte-level BPE learned from the prompts and some pages, with Qwen's pre-tokenizer and added tokens."""
     learned = Tokenizer(models.BPE())
     learned.normalizer = normalizers.NFC()
@@ -117,15 +128,15 @@ def _tokenizer() -> Qwen2Tokenizer:
     bpe = json.loads(learned.to_str())["model"]
     tokenizer = Qwen2Tokenizer(bpe["vocab"], [tuple(merge) for merge in bpe["merges"]])
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL], special_tokens=True)
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ADDED])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])
     return tokenizer
 
 
-def _tokenizer_config(tokenizer: Qwen2Tokenizer) -> dict:
+def _tokenizer_config(tokenizer: Qwen2Tokenizer, added: Sequence[str]) -> dict:
     plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
     decoder = {
         tokenizer.convert_tokens_to_ids(token): {"content": token, **plain, "special": token in SPECIAL}
-        for token in (*SPECIAL, *ADDED)
+        for token in (*SPECIAL, *added)
     }
     return {
         "add_prefix_space": False,
@@ -246,6 +257,38 @@ def _config_3(ids: dict[str, int]) -> dict:
         },
         "vision_end_token_id": ids["<|vision_end|>"],
         "vision_start_token_id": ids["<|vision_start|>"],
+    }
+
+
+def _config_3_5(ids: dict[str, int]) -> dict:
+    """The same of Qwen/Qwen3.5-4B: three layers of linear attention, then one that looks at every token."""
+    numbers = _config_3(ids)
+    text, vision = numbers["text_config"], numbers["vision_config"]
+    del text["rope_scaling"], text["rope_theta"], vision["deepstack_visual_indexes"]
+    text |= {
+        "attn_output_gate": True,
+        "full_attention_interval": 4,
+        "head_dim": 32,  # 256, of which a quarter is rotated
+        "layer_types": [*3 * ["linear_attention"], "full_attention"],  # 8 times
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 16,  # 128
+        "linear_num_key_heads": 2,  # 16
+        "linear_num_value_heads": 4,  # 32
+        "linear_value_head_dim": 16,  # 128
+        "model_type": "qwen3_5_text",
+        "num_hidden_layers": 4,  # 32
+        "rope_parameters": {
+            "mrope_interleaved": True,
+            "mrope_section": [2, 1, 1],  # 11, 11, 10
+            "partial_rotary_factor": 0.25,
+            "rope_theta": 10000000,
+            "rope_type": "default",
+        },
+    }
+    return numbers | {
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "model_type": "qwen3_5",
+        "vision_config": vision | {"model_type": "qwen3_5"},
     }
 
 
