@@ -535,9 +535,10 @@ def test_equal_rewards_teach_nothing_and_break_nothing(
 # --- the notebooks ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("family", "name"), [("qwen2_5_vl", "qwen3b"), ("qwen3_vl", "qwen3vl2b"), ("qwen3_5", "qwen3b")], indirect=["family"]
-)
+WALKS = [("qwen2_5_vl", "qwen3b"), ("qwen3_vl", "qwen3vl2b"), ("qwen3_5", "qwen3b")]
+
+
+@pytest.mark.parametrize(("family", "name"), WALKS, indirect=["family"])
 def test_the_five_notebooks_run_by_the_hubs_name(
     folder: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,7 @@ def test_what_a_preset_lets_an_entry_of_a_lora_move(name: str) -> None:
 def test_presets_that_are_like_another_leave_it_as_it_was() -> None:
     names = ("new_tokens", "lora_r", "lora_alpha", "grpo_lr", "grpo_warmup", "completion_tokens", "checkpoint_steps")
     tiny, paper, smoke = (presets()[name] for name in ("tiny", "qwen7b_paper", "qwen_smoke"))
-    assert [getattr(tiny, name) for name in names] == [72, 32, 64, 2e-4, 2, 512, 5]
+    assert [getattr(tiny, name) for name in names] == [72, 32, 64, 1e-4, 2, 512, 5]
     assert [getattr(paper, name) for name in names] == [512, 8, 16, 2e-6, 45, 8192, 10]
     assert smoke.grpo_lr == presets()["qwen3b"].grpo_lr and smoke.completion_tokens == 2048
 

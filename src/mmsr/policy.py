@@ -52,7 +52,7 @@ NO_THOUGHT = "<think>\n\n</think>\n\n"  # what a model that is told not to think
 
 
 class PictureProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor, which is Qwen3-VL's and Qwen3.5's too, for pictures alone, by PIL, with or without torchvision.
+    """The processor of Qwen2.5-VL and of the younger ones, for pictures alone, by PIL, with or without torchvision.
 
     The stock classes also build a video processor, which needs torchvision.
     """
@@ -242,8 +242,8 @@ def load_processor(name: str, revision: str | None = None, max_pixels: int | Non
 
 
 def own_format(tokenizer: Any, name: str) -> tuple[str, str]:
-    """What a model's own chat format writes before the first question, a system turn or nothing, and what before each of
-    the model's turns, the mark of no thought or nothing.
+    """What a model's own chat format writes before the first question, a system turn or nothing, and what before each
+    of the model's turns, the mark of no thought or nothing.
 
     Raises ValueError where its turns are not Qwen's, or where it thinks before each of them and cannot be told not to.
     """
@@ -254,7 +254,7 @@ def own_format(tokenizer: Any, name: str) -> tuple[str, str]:
     before, turns, thought = written.partition("<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n")
     if not turns or thought not in ("", NO_THOUGHT):
         why = "thinks before each turn" if turns else "has turns of another form than Qwen's"
-        raise ValueError(f"the chat format of {name} {why}: use an Instruct model of Qwen2.5-VL or Qwen3-VL, or Qwen3.5.")
+        raise ValueError(f"the chat format of {name} {why}: use an Instruct model of Qwen2.5-VL or Qwen3-VL.")
     return before, thought
 
 

@@ -23,9 +23,13 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 from mmsr.data import Example
 from mmsr.policy import Policy, lora_config
 from mmsr.presets import Preset
+from mmsr.task import Asked
 from mmsr.training import MESSAGES, StepCSV, quiet_trainers, train, training_arguments, typed
-from mmsr.world.names import invented_name
+from mmsr.world.names import invented_name, real_word, spliced_word
+from mmsr.world.relations import RELATIONS
 from mmsr.world.snapshot import load_world
+
+OTHER_WORDS = 0.5  # of the rows with other names: their share in which what is asked goes by other words, too
 
 
 def as_rows(
@@ -42,7 +46,7 @@ def as_rows(
     for i in order:
         rename = examples[i].label == "search_required" and rng.random() < aliases
         row = typed(examples[i].messages)
-        messages.append(aliased(row, rng) if rename else row)
+        messages.append(aliased(row, examples[i].question, rng) if rename else row)
     features = Features({"messages": MESSAGES, "images": [Value("int32")]})
     rows = Dataset.from_dict({"messages": messages, "images": [[i] for i in order]}, features=features)
 
@@ -52,21 +56,35 @@ def as_rows(
     return rows.with_transform(pictured, columns=["images"], output_all_columns=True)
 
 
-def aliased(messages: Sequence[dict], rng: random.Random) -> list[dict]:
+def aliased(messages: Sequence[dict], question: Asked, rng: random.Random) -> list[dict]:
     """The same (`typed`) conversation with every train country under an invented name, the same one in all its turns.
 
     The world has 134 train countries: a small policy that meets them again and again learns their names instead of
-    learning to copy a name from what it reads (as in the anonymised entities of Hermann et al., arXiv 1506.03340).
+    learning to copy a name from what it reads (as in the anonymised entities of Hermann et al., arXiv 1506.03340). So
+    it is with what is asked: in OTHER_WORDS of these rows any words stand for the relation, unless it has to be put
+    into others, and any word stands first in the question.
     """
-    names: dict[str, str] = {}
+    countries: dict[str, str] = {}
+    asked, noun, other = question.text, "", ""
+    if rng.random() < OTHER_WORDS:
+        asked = re.sub(r"^\w+", _any_word(rng).capitalize(), question.text)
+        if question.type != "hard" and (relation := RELATIONS.get(getattr(question, "relation", ""))):
+            noun, other = relation.noun, " ".join(_any_word(rng) for _ in range(rng.choice((1, 1, 2))))
 
     def rename(text: str) -> str:
-        return _train_names().sub(lambda match: names.setdefault(match.group(), invented_name(rng)), text)
+        text = text.replace(question.text, asked)
+        if noun:
+            text = re.sub(noun, lambda found: other.capitalize() if found[0][0].isupper() else other, text, flags=re.I)
+        return _train_names().sub(lambda match: countries.setdefault(match.group(), invented_name(rng)), text)
 
     def renamed(part: dict) -> dict:
         return part | {"text": rename(part["text"])} if part.get("text") else part
 
     return [message | {"content": [renamed(part) for part in message["content"]]} for message in messages]
+
+
+def _any_word(rng: random.Random) -> str:
+    return rng.choice((real_word, spliced_word))(rng)
 
 
 @functools.cache

@@ -26,11 +26,12 @@ from mmsr.policy import Policy, load_policy
 from mmsr.reward import exact_match
 from mmsr.tools.ground import BaseGrounder, iou
 from mmsr.world.photo import draw_photo
-from mmsr.world.questions import ABOUT_COUNTRY, Question, make_questions
+from mmsr.world.questions import ABOUT_COUNTRY, Question, make_questions, with_article
 from mmsr.world.relations import RELATIONS
 from mmsr.world.scenes import draw_scene
 from mmsr.world.snapshot import Country, load_world
 
+ANOTHER = "another page"  # of those that the last search found
 ERRORS = ("wrong_page", "wrong_field", "misspelt", "cut", "not_found", "other")
 
 
@@ -86,7 +87,9 @@ def telling(policy: Policy, countries: Sequence[Country], n: int) -> float:
     while len(asked) < n:
         country, relation = rng.choice(countries), rng.choice(TAUGHT)
         if (answer := fact_of(relation, country)) is not None:
-            asked.append((picture, [said(ABOUT_COUNTRY[0].format(noun=relation.noun, country=country.name))]))
+            asked.append(
+                (picture, [said(ABOUT_COUNTRY[0].format(noun=relation.noun, country=with_article(country.name)))])
+            )
             golds.append([answer])
     return share(policy.ask(asked, max_new_tokens=24), golds)
 
@@ -106,7 +109,7 @@ def reading(policy: Policy, countries: Sequence[Country], n: int, held_out: bool
         lines = [f"{i}. {page.title}: {page.text[:160]}" for i, page in enumerate(shown, 1)]
         if not any(answer in line for line in lines):
             continue
-        question = ABOUT_COUNTRY[0].format(noun=relation.noun, country=country.name)
+        question = ABOUT_COUNTRY[0].format(noun=relation.noun, country=with_article(country.name))
         asked.append((picture, [said("\n".join([*lines, question]))]))
         golds.append([answer])
         pages.append((lines[shown.index(gold)], "\n".join(lines)))
@@ -143,10 +146,10 @@ def visual(policy: Policy, questions: list[Question], behind_a_remark: bool) -> 
 def relaying(policy: Policy, n: int) -> dict[str, float]:
     """Exact match on each step of `n` relays of a kind (relays.py), with the right answers to the steps before in view.
 
-    A relay of a kind is right where all its steps are.
+    A relay of a kind is right where all its steps are; what is then asked about another page of a result counts apart.
     """
     rng, relays = random.Random(4), Relays(policy.count_tokens, "test")
-    right: dict[str, list[bool]] = {LOOK_AT: [], LOOK_UP: [], SAY: []}
+    right: dict[str, list[bool]] = {LOOK_AT: [], LOOK_UP: [], SAY: [], ANOTHER: []}
     for kind in ("one_hop", "two_hop", "three_hop"):
         asked: list[tuple] = []
         for i in range(n):
@@ -154,14 +157,17 @@ def relaying(policy: Policy, n: int) -> dict[str, float]:
             messages: list[dict] = []
             for instruction, response in relays.draw(scene, rng, kind):
                 messages.append(said(instruction, first=not messages))
-                if (step := instruction.rsplit("\n", 1)[-1]) in right:
+                step = instruction.rsplit("\n", 1)[-1]
+                if step == SAY and "1. " not in instruction:
+                    step = ANOTHER
+                if step in right:
                     asked.append((i, step, scene.picture, list(messages), response))
                 messages.append({"role": "assistant", "content": response})
         answers = policy.ask([(picture, messages) for *_, picture, messages, _ in asked], max_new_tokens=32)
         whole = dict.fromkeys((i for i, *_ in asked), True)
         for answer, (i, step, *_, gold) in zip(answers, asked):
             right[step].append(exact_match(answer, [gold]))
-            whole[i] &= right[step][-1]
+            whole[i] &= right[step][-1] or step == ANOTHER
         right[kind] = list(whole.values())
     return {name.rstrip("?").replace(" ", "_"): sum(marks) / len(marks) for name, marks in right.items()}
 

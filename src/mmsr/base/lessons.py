@@ -1,6 +1,6 @@
 """What the tiny base is taught: short lessons on scenes and on text, as instruction and response (used by pretrain.py).
 
-    locate: the flag on the left      ->  4,64,37,87        (pixels of the 96-pixel picture)
+    locate: the flag on the left      ->  4,64,37,87        (pixels of the 128-pixel picture)
     What is the capital of Kenya?     ->  Nairobi           (or "unknown")
 
 The card (`assets/tiny/README.md`) lists them all. Only train countries appear, a third of them "known", and no turn of
@@ -21,7 +21,7 @@ from mmsr.base import reading
 from mmsr.base.reading import KNOWN, TAUGHT, TRAIN, Lesson, fact_of, noun_of, now_and_then_marked, spaced
 from mmsr.presets import ASSETS
 from mmsr.world.photo import Size, place_in_photo
-from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, WORDINGS
+from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, WORDINGS, with_article
 from mmsr.world.scenes import FRAME_COLOURS, KINDS, PlacedFlag, Scene, place_flags
 from mmsr.world.snapshot import load_world
 
@@ -63,10 +63,10 @@ def lesson_scene(rng: random.Random, view: Size = (VIEW, VIEW)) -> Scene:
     flags += [invented_flag(rng) for _ in range(2 - len(flags))]
     if not photo:
         return place_flags(flags, rng.randrange(2**31))
-    while view_of(size := _any_size(rng)) != view:
-        pass
     drawn = DRAWN * VIEW / 1000
-    return place_in_photo(flags, rng.randrange(2**31), tuple(round(edge * drawn) for edge in size))
+    while view_of(size := tuple(round(edge * drawn) for edge in _any_size(rng))) != view:
+        pass
+    return place_in_photo(flags, rng.randrange(2**31), size)
 
 
 def invented_flag(rng: random.Random) -> tuple[str, Image.Image]:
@@ -171,7 +171,7 @@ def fact_lesson(rng: random.Random) -> Lesson:
     if draw < 0.6:
         country = rng.choice(KNOWN)
     name = reading.lesson_name(rng) if draw > 0.85 else country.name
-    question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=noun_of(relation, rng), country=name)
+    question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=noun_of(relation, rng), country=with_article(name))
     taught = country.known and name == country.name
     return question, (taught and fact_of(relation, country)) or UNKNOWN
 

@@ -13,7 +13,7 @@ import tomllib
 
 from mmsr.presets import ASSETS
 from mmsr.world.names import invented_name, invented_word, real_word
-from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG
+from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_FLAG, with_article
 from mmsr.world.relations import EDGES, RELATIONS, Relation
 from mmsr.world.snapshot import Country, Page, load_world
 
@@ -168,7 +168,7 @@ def _pose(lines: list[str], noun: str, name: str, answer: str, rng: random.Rando
     pages = "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
     draw = rng.random()
     if draw < 0.45:
-        question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=noun, country=name)
+        question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=noun, country=with_article(name))
     elif draw < 0.75:
         ref = "the flag " + rng.choice(("on the left", "on the right", "at the top", "in the red frame"))
         question = rng.choice(ABOUT_FLAG[:-1]).format(noun=noun, ref=ref)

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from mmsr.base.reading import NOT_FOUND, TAUGHT, Lesson, fact_of, lesson_name, open_topic, pages_of, spaced, value_like
 from mmsr.tools.summary import ExtractiveSummariser
-from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_EDGE, ABOUT_FLAG, POINTING
+from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_EDGE, ABOUT_FLAG, POINTING, with_article
 from mmsr.world.relations import EDGES
 from mmsr.world.scenes import Scene
 from mmsr.world.snapshot import Country, load_world
@@ -77,7 +77,7 @@ class Relays:
     def _relay(self, kind: str, topic: Topic, ref: str, rng: random.Random) -> list[Lesson]:
         """The steps of one relay, or none where the pages drawn do not carry it."""
         if kind == "fact":
-            question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=topic.noun, country=topic.name)
+            question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=topic.noun, country=with_article(topic.name))
             return self._read(question, question, topic, rng)
         if kind in HOPS:
             return self._hops(HOPS[kind], topic, ref, rng)
@@ -100,7 +100,8 @@ class Relays:
             following = self._name(leads_to, rng) if left else topic.name
             pages = self._search(f"{country.name} {edge.noun}", f"{edge.noun} {edge.phrase}", rng)
             pages = pages.replace(country.name, name).replace(leads_to.name, following)
-            if following not in pages or following in (name, began):
+            own = pages.partition("\n")[0]  # a country of another split has no page here
+            if not own.startswith(f"1. {name}: ") or following not in own or following in (name, began):
                 return []
             steps.append((seen, f"{name} {edge.noun}"))
             phrase = edge.phrase.replace("the country of {ref}", phrase)
@@ -142,7 +143,7 @@ class Relays:
                 page = self.world.page(self.countries[0].iso, relation.slug)
                 answer = page and page.title.endswith(f": {field}") and relation.read(replace(page, text=text))
                 if answer and pages.count(answer) == 1:
-                    question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=relation.noun, country=name)
+                    question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=relation.noun, country=with_article(name))
                     return [(f"{question}\n{SAY}", answer)]
         return []
 

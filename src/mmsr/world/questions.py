@@ -40,6 +40,11 @@ WORDINGS = {name: tuple(wordings) for name, wordings in ASKED["wordings"].items(
 ABOUT_FLAG, ABOUT_COUNTRY, ABOUT_EDGE = (WORDINGS[name] for name in ("about_flag", "about_country", "about_edge"))
 
 
+def with_article(name: str) -> str:
+    """A country's name as it stands in a sentence: "the United Kingdom"."""
+    return f"the {name}" if name in ASKED["articles"]["the"] else name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Question(Asked):
     """A question of the world and everything needed to score it. `scene` redraws its picture.
@@ -162,7 +167,7 @@ def _about(
     noun = relation.hard if kind == "hard" else relation.noun
     ref = common["expression"]
     if kind == "fact":
-        text = _wording(ABOUT_COUNTRY, half, rng).format(noun=noun, country=country.name)
+        text = _wording(ABOUT_COUNTRY, half, rng).format(noun=noun, country=with_article(country.name))
         common = common | {"expression": "", "box": None}
     elif edge:
         text = _wording(ABOUT_EDGE, half, rng).format(noun=noun, edge=edge.phrase.format(ref=ref))

@@ -5,7 +5,7 @@
     scene.flags[0].box            # the gold box of one flag in pixels, x1, y1, x2, y2
     scene.references(0)           # expressions that mean this flag and no other
 
-The policy sees a scene smaller than this (96 pixels on the tiny preset): a box is easy to name there, a flag is not.
+The policy sees a scene smaller than this (128 pixels on the tiny preset): a box is easy to name there, a flag is not.
 """
 
 from __future__ import annotations
