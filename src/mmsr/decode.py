@@ -187,9 +187,7 @@ class Decoder:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def open(self, conversations: Sequence[Conversation], batch_size: int) -> list[Row]:
-        """Conversations in which the policy is to write next, all of their prompts but the last token computed: what
-        can be kept.
-        """
+        """Conversations in which the policy is to write next; of their prompts all but the last token is computed."""
         render = self.processor.apply_chat_template
         texts = [render(messages, add_generation_prompt=True, tokenize=False) for _, messages in conversations]
         pictures = {id(picture): picture for picture, _ in conversations}
@@ -197,8 +195,9 @@ class Decoder:
         seen = self.see({keys[number]: picture for number, picture in pictures.items()})
         asked = [(text, keys[id(picture)]) for text, (picture, _) in zip(texts, conversations)]
         prompts = {(text, key): self._prompt(text, *seen[key]) for text, key in dict.fromkeys(asked)}
-        for rows in [] if self.sums_up else alike(list(prompts.values()), batch_size, lambda row: row.prompt):
-            self._prefill(rows)
+        if not self.sums_up:  # else nothing of it could be kept
+            for rows in alike(list(prompts.values()), batch_size, lambda row: row.prompt):
+                self._prefill(rows)
         rows = [prompts[key] for key in asked]  # nothing is ever written into a row's cache: equal rows share it
         return [replace(row, ids=[*row.ids], written=[*row.written], logps=[*row.logps]) for row in rows]
 
