@@ -24,7 +24,7 @@ test: setup
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: setup
-	$(VENV)/bin/python -m pytest -m slow tests/faults $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 -m slow $(ARGS)
 
 lab: setup
 	$(VENV)/bin/jupyter lab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_build_data.ipynb $(ARGS)

@@ -535,7 +535,8 @@ def test_equal_rewards_teach_nothing_and_break_nothing(
 # --- the notebooks ----------------------------------------------------------------------------------------------------
 
 
-WALKS = [("qwen2_5_vl", "qwen3b"), ("qwen3_vl", "qwen3vl2b"), ("qwen3_5", "qwen3b")]
+OTHERS = [("qwen3_vl", "qwen3vl2b"), ("qwen3_5", "qwen3b")]
+WALKS = [("qwen2_5_vl", "qwen3b"), *(pytest.param(*walk, marks=pytest.mark.slow) for walk in OTHERS)]
 
 
 @pytest.mark.parametrize(("family", "name"), WALKS, indirect=["family"])

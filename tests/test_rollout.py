@@ -80,6 +80,17 @@ def test_what_is_learned_from_is_what_was_written(writing) -> None:
     assert all((logp != 0) == written for logp, written in zip(row.logps, row.written))
 
 
+def test_a_turn_says_where_the_policy_was_not_sure(writing) -> None:
+    marks = turn(Answer("São Tomé, Côte d'Ivoire"))
+    writing(SEARCH, marks)
+    for played in play(tiny(), TASKS[:2], tools(), PROMPTS, SAMPLING)[0].turns:
+        spans = [(start, end) for start, end, _ in played.doubts]
+        assert "".join(played.text[start:end] for start, end in spans) == played.text and len(spans) > 9
+        assert {sure for _, _, sure in played.doubts} == {0.607}  # e to the −0.5, that the fixture writes
+    changed = play(tiny(), TASKS[:1], tools(), PROMPTS, SAMPLING, rewrite=lambda text, task: marks)
+    assert [t.doubts for t in changed[0].turns] == [[]]  # another's words are not its own
+
+
 def test_three_broken_turns_end_an_episode_and_nothing_more_is_written(writing) -> None:
     wrote = writing("no turn")
     played = episode(tools())

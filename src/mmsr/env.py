@@ -87,6 +87,7 @@ class TurnRecord:
     replay_keys: list[str] = field(default_factory=list)  # of outside calls, to find them in the replay store
     seconds: float = 0.0
     failed: str = ""  # what a tool said that gave no answer
+    doubts: list[tuple[int, int, float]] = field(default_factory=list)  # from, to in `text`: a token's probability
 
 
 @dataclass

@@ -11,9 +11,12 @@ leaves at once. A turn that is cut off at its limit of tokens is a turn like any
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from mmsr.decode import Row
 from mmsr.env import SearchEnv, Tools, Trajectory, TurnRecord, first_messages
@@ -25,6 +28,7 @@ from mmsr.tools.base import Grounder, in_parallel
 
 Rewrite = Callable[[str, Task], str]
 OnTurn = Callable[[TurnRecord, int], None]
+SURE = math.log(0.9)  # a token that was given less is noted, to be seen in the viewer
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ def play(
         some = tasks[start : start + sampling.rows]
         keys = [task.id for task in some]
         episodes = roll(policy, some, tools, prompts, sampling, keys, rewrite, on_turn)
+        for episode in episodes:
+            note_doubts(policy, episode)
         trajectories += [episode.trajectory for episode in episodes]
     return trajectories
 
@@ -123,6 +129,23 @@ def goes_on(policy: Policy, episode: Episode, observation: str, sampling: Sampli
         row.rewind(length)  # what no turn is left to read is no part of it
     row.cache = None
     return False
+
+
+def note_doubts(policy: Policy, episode: Episode) -> None:
+    """Write into each turn where the policy was less than sure of what it wrote; nothing where a turn was replaced."""
+    row, turns = episode.row, episode.trajectory.turns
+    runs = itertools.groupby(zip(row.ids, row.logps, row.written), itemgetter(2))
+    written = [list(tokens) for own, tokens in runs if own]
+    for turn, tokens in zip(turns, written) if len(written) == len(turns) else ():
+        ids = [token for token, _, _ in tokens]
+        doubted = {place: logp for place, (_, logp, _) in enumerate(tokens) if logp < SURE}
+        spans = [(*(_length(policy, ids[:end]) for end in (at, at + 1)), doubted[at]) for at in doubted]
+        turn.doubts = [(start, end, round(math.exp(logp), 3)) for start, end, logp in spans if start < end]
+
+
+def _length(policy: Policy, ids: list[int]) -> int:
+    """Characters that tokens make; the last one may be but a part of a letter."""
+    return len(policy.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd"))
 
 
 def described_crop(text: str) -> str:

@@ -21,6 +21,12 @@ def test_the_command_measures_the_skills_of_the_card(tmp_path: Path) -> None:
     assert found["read/test"] > 0.25 and found["facts/other"] < 0.25  # it reads what it does not know
 
 
+def test_too_few_tries_are_refused_before_anything_is_loaded() -> None:
+    command = [sys.executable, "-m", "mmsr.base.check", "--tries", "7"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "x>=8" in done.stderr
+
+
 def test_the_card_gives_the_numbers_of_the_skill_file() -> None:
     card = (TINY_DIR / "README.md").read_text()
     for name, value in json.loads((TINY_DIR / "skills.json").read_text()).items():

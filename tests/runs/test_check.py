@@ -120,6 +120,17 @@ def test_a_miss_is_told_with_what_else_differs(clone: Path, capsys: pytest.Captu
     assert around.startswith("  packages.torch: '") and around.endswith(" and '1.0'\n") and around.count("\n") == 1
 
 
+@pytest.mark.parametrize(("change", "goes_on"), [(str, True), (lambda text: text.replace("0.5, ", "0.75, "), False)])
+def test_a_check_that_was_killed_goes_on_unless_what_it_runs_has_changed(
+    clone: Path, change: Callable[[str], str], goes_on: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (clone / "papermill_runs" / "check_smoke" / "manifest.json").unlink()  # it is written last
+    source = clone / "notebooks" / "01_build_data.ipynb"
+    source.write_text(change(source.read_text()))
+    assert cli.main(["check"]) == (0 if goes_on else 1)  # another notebook measures another thing
+    assert ("was finished before" in capsys.readouterr().out) == goes_on
+
+
 @pytest.mark.parametrize("lost", ["metrics.json", "manifest.json", "grpo/grpo.csv"])
 def test_a_reference_that_is_not_whole_is_one_sentence(
     clone: Path, lost: str, capsys: pytest.CaptureFixture[str]

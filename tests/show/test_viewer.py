@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sample_run import HOSTILE, eval_rows, hostile_trajectory, trajectory
 
-from mmsr.show.transcript import Block, blocks, crop_box, facts, gold_among, outcome, picture_of, reward_parts
+from mmsr.show.transcript import Block, blocks, crop_box, facts, gold_among, outcome, picture_of, reward_parts, shaded
 from mmsr.show.viewer import browser, data_url, html_page, trajectory_html
 from mmsr.world.questions import make_questions
 
@@ -120,6 +120,21 @@ def test_hostile_text_stays_text() -> None:
     assert not [attrs for tag, attrs in seen.found if tag == "a"]  # javascript: is no link
     assert HOSTILE in seen.text
     assert "<script" not in html
+
+
+def test_what_the_policy_was_not_sure_of_is_marked_where_it_wrote_it() -> None:
+    text = "<reason>reason: answer Kenya</reason>\n<answer> Kenya</answer>"
+    at = text.rindex("Kenya")
+    turn = {"text": text, "action": "answer", "doubts": [[0, 4, 0.2], [8, 10, 0.5], [at - 1, at + 2, 0.25]]}
+    seen = Elements(trajectory_html({"trajectory": {"turns": [turn]}}, Image.new("RGB", (9, 9))))
+    marks = [attrs for tag, attrs in seen.found if tag == "mark"]
+    assert [mark["title"] for mark in marks] == ["probability 0.50", "probability 0.25"] and not seen.unbalanced
+    assert marks[1]["style"] == "--doubt:37.50%" and "gave less than 90 %" in seen.text
+    reason, answer = blocks(turn)
+    assert shaded(turn, reason) == [("", None), ("re", 0.5), ("ason: answer Kenya", None)]
+    assert shaded(turn, answer) == [("", None), ("Ke", 0.25), ("nya", None)]
+    for old in ({"text": text}, {"text": "", "doubts": [[0, 4, 0.2]]}):
+        assert [text for text, sure in shaded(old, answer) if sure is None] == ["Kenya"]
 
 
 def test_only_web_addresses_become_links() -> None:

@@ -14,7 +14,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -172,7 +172,10 @@ def relaying(policy: Policy, n: int) -> dict[str, float]:
     return {name.rstrip("?").replace(" ", "_"): sum(marks) / len(marks) for name, marks in right.items()}
 
 
-def check(base: str = "tiny", tries: int = 200, out: Path | None = None) -> None:
+Tries = Annotated[int, typer.Option(min=8)]  # with fewer, some skill may be met by no question
+
+
+def check(base: str = "tiny", tries: Tries = 200, out: Path | None = None) -> None:
     """Print what a base can do, so many tries of each skill, and write it to `--out`."""
     policy, n = load_policy(base), tries
     test, train = load_world().by_split("test"), load_world().by_split("train")

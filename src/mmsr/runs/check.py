@@ -5,11 +5,13 @@
     surroundings(here, there)                       # what else is different: a guess at the reason
 
 Of a reference it needs `metrics.json`, `manifest.json` and the tables of its trainings, `sft/sft.csv` and
-`grpo/grpo.csv`. It runs under what the reference has pinned (see `mmsr.gpu.device`), with the same seed.
+`grpo/grpo.csv`. It runs under what the reference has pinned (see `mmsr.gpu.device`), with the same seed; a check that
+was killed goes on where it was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -20,7 +22,8 @@ from mmsr.files import read_table
 from mmsr.results import METRICS, read_metrics
 from mmsr.runs import UsageError, refusing
 from mmsr.runs.compare import compare
-from mmsr.runs.runner import MANIFEST, run
+from mmsr.runs.notebooks import read_notebook
+from mmsr.runs.runner import MANIFEST, State, code_sha256, run
 
 REFERENCES = {"smoke": "reference_smoke", "tiny": "reference"}
 TABLES = ("sft/sft.csv", "grpo/grpo.csv")
@@ -30,7 +33,7 @@ NAMED = 4  # numbers of a row that are named
 
 
 def again(preset: str, root: Path) -> tuple[Path, Path]:
-    """Run a preset again into a folder that is replaced each time; that folder, and the committed run's.
+    """Run a preset again into a folder that is replaced once it is whole; that folder, and the committed run's.
 
     Raises UsageError, before anything starts, where that is not whole, and as `run` does.
     """
@@ -45,7 +48,18 @@ def again(preset: str, root: Path) -> tuple[Path, Path]:
     with refusing(ValueError, TypeError, saying=f"{there / MANIFEST} is broken"):
         manifest = _manifest(there)
         pins, seed = {**manifest.get("pins", {})}, int(manifest.get("seed", 0))
-    return run([], preset, f"check_{preset}", seed, {}, root, fresh=True, pins=pins), there
+    name = f"check_{preset}"
+    return run([], preset, name, seed, {}, root, not _was_killed(root, root / "papermill_runs" / name), pins), there
+
+
+def _was_killed(root: Path, here: Path) -> bool:
+    """Whether a check with these very sources has begun and is not whole."""
+    with contextlib.suppress(UsageError, OSError, ValueError):  # of what cannot be read nothing is kept
+        if (state := State.load(here)) and not (here / MANIFEST).exists():
+            sources = {name: read_notebook(root / "notebooks" / f"{name}.ipynb").sha256 for name in state.notebooks}
+            code = code_sha256()
+            return all((known.sha256, known.code) == (sources[name], code) for name, known in state.notebooks.items())
+    return False
 
 
 def misses(here: Path, there: Path) -> list[str]:

@@ -25,6 +25,7 @@ from mmsr.tools.ground import clamp
 from mmsr.world.questions import Question
 
 Row = Mapping[str, Any]
+WRITTEN = ("reason", "answer", "text_search", "img_search", "unread")  # blocks that the policy wrote
 NO_ROWS = "there are no trajectories to show: give at least one row"
 
 
@@ -57,6 +58,20 @@ def _written(text: str) -> list[Block]:
             crop = "the crop at " + ", ".join(map(str, box)) if box else expression
             action = Block("img_search", crop or "the whole picture")
     return [Block("reason", turn.reason), action]
+
+
+def shaded(turn: Row, block: Block) -> list[tuple[str, float | None]]:
+    """A block's text in pieces; those that the policy was less than sure of come with their probability."""
+    written, place, pieces, done = turn.get("text") or "", -1, [], 0
+    if block.kind in WRITTEN:
+        opened = 0 if block.kind == "reason" else written.find("</reason>") + len("</reason>")
+        place = written.find(block.text, 0 if block.kind == "unread" else written.find(">", opened))
+    for start, end, sure in (turn.get("doubts") or ()) if place >= 0 else ():
+        start, end = (min(max(at - place, done), len(block.text)) for at in (start, end))
+        if start < end:
+            pieces += [(block.text[done:start], None), (block.text[start:end], sure)]
+            done = end
+    return [*pieces, (block.text[done:], None)]
 
 
 def _returned(observation: str) -> list[Block]:
