@@ -492,10 +492,14 @@ def test_what_a_training_has_used_may_not_change_and_how_it_begins_again_is_said
 
 def test_a_notebook_whose_copy_was_deleted_runs_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = go(root)
+    state = json.loads((folder / "state.json").read_text())
+    state["notebooks"]["01_first"]["seconds"] = 1000.0
+    (folder / "state.json").write_text(json.dumps(state))
     (folder / "01_first.ipynb").unlink()
     go(root)
     assert log(folder) == ["first tiny 0 3", "second tiny 0 0.5 a b", "first tiny 0 3"]
     assert "02_second was finished before (it runs again where its copy is deleted)" in capsys.readouterr().out
+    assert json.loads((folder / "state.json").read_text())["notebooks"]["01_first"]["seconds"] < 1000  # of the new one
 
 
 @pytest.mark.parametrize("how", DAMAGES)

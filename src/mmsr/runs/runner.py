@@ -85,8 +85,9 @@ class State(BaseModel):
             state = cls.model_validate_json(file.read_text(encoding="utf-8"))
         except ValueError:
             raise UsageError(f"{file} is broken: delete {folder} and begin that run again.") from None
-        for name, record in state.notebooks.items():  # where its copy was deleted, a notebook runs again
-            record.finished = record.finished and (folder / f"{name}.ipynb").exists()
+        for name, record in state.notebooks.items():  # where its copy was deleted, a notebook runs again, from nothing
+            if record.finished and not (folder / f"{name}.ipynb").exists():
+                record.finished, record.seconds, record.peak_gb = False, 0.0, 0.0
         return state
 
     def save(self, folder: Path) -> None:
