@@ -139,6 +139,14 @@ def test_a_hit_without_its_page_keeps_the_snippet(web: LocalWeb) -> None:
     assert [hit.text for hit in read] == ["Nairobi is the capital of Kenya.", "snippet b"]
 
 
+def test_a_heading_that_is_the_title_again_is_not_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = {"a": "Kenya\nNairobi is its capital.", "b": "Kenya is a country.", "c": "Kenya\n", "d": "Kenya"}
+    monkeypatch.setattr(PageReader, "read", lambda self, url: texts[url[-1]])
+    hits = [Hit(name, "Kenya", "a snippet", 1.0, f"https://example.org/{name}") for name in texts]
+    found = [hit.text for hit in with_pages(hits, PageReader(Door(), NEAR))]
+    assert found == ["Nairobi is its capital.", "Kenya is a country.", "Kenya\n", "Kenya"]
+
+
 @pytest.mark.parametrize("link", ["http://[x", "http://a.example:99999/", "http://a.example:b/", "http://", "http:///"])
 def test_a_link_that_leads_nowhere_leaves_its_hit_the_snippet_and_is_counted(
     web: LocalWeb, link: str, monkeypatch: pytest.MonkeyPatch

@@ -98,7 +98,7 @@ def test_pages_that_results_name_are_read(address: str, world: World) -> None:
     hits = web_search("serper", door, address, reader).search(QUERY, 3)
     for hit in hits:
         page = world.pages[hit.id.removeprefix(f"{address}/page/")]
-        assert page.title in hit.text and page.text in hit.text
+        assert hit.title == page.title and page.text in hit.text and not hit.text.startswith(page.title)
     shown = web_search("serpapi_lens", door, address, reader).search(flag(world), 1)
     assert "Flag of Kenya" in shown[0].text
 

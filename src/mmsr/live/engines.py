@@ -195,12 +195,16 @@ def decode(body: bytes, header: str) -> str:
 
 
 def with_pages(hits: Sequence[Hit], reader: PageReader) -> list[Hit]:
-    """The hits with their pages' text, read side by side; a page that cannot be read leaves its hit the snippet."""
+    """The hits with their pages' text, read side by side; a page that cannot be read leaves its hit the snippet.
+
+    A heading that says a hit's title again is left out, for what is read of a hit begins with its title.
+    """
     texts = in_parallel(lambda hit: reader.read(hit.url) if hit.url else hit.text, hits, len(hits))
     for hit, text in zip(hits, texts):
         if isinstance(text, ToolError):
             logger.info("page of %s not read: %s", hit.id, text)
-    return [hit if isinstance(text, ToolError) else replace(hit, text=text) for hit, text in zip(hits, texts)]
+    read = [(hit, hit.text if isinstance(text, ToolError) else text) for hit, text in zip(hits, texts)]
+    return [replace(hit, text=text.removeprefix(f"{hit.title}\n").lstrip() or text) for hit, text in read]
 
 
 # --- reading answers: what has another shape raises, and `understood` says so -----------------------------------------

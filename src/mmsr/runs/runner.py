@@ -162,7 +162,7 @@ def _run_one(notebook: Notebook, folder: Path, state: State, pins: Mapping[str, 
         node = execute(notebook, given, part, pins | _environment(state.preset, record.parameters), keep)
     except RunFailed as error:
         part.replace(failed)
-        raise RunFailed(f"{error}. What it did until then is in {failed}.") from error
+        raise RunFailed(f"{str(error).rstrip('.')}. What it did until then is in {failed}.") from error
     paths = {"input_path": notebook.path, "output_path": done}  # of this machine, as papermill notes them
     node.metadata.papermill |= {key: path.relative_to(folder.parents[1]).as_posix() for key, path in paths.items()}
     nbformat.write(node, part)
