@@ -225,7 +225,7 @@ def test_a_base_in_four_bits_learns(folder: Path, policy: Policy) -> None:
     linear = bitsandbytes.nn.Linear4bit
     names = {name for name, module in quantised.model.named_modules() if isinstance(module, linear)}
     assert len(names) == matrices(policy.model.config) and all(".language_model.layers." in name for name in names)
-    assert quantised.model.get_parameter("model.visual.merger.mlp.0.weight").dtype == torch.bfloat16
+    assert {w.dtype for n, w in quantised.model.named_parameters() if "visual" in n} == {torch.bfloat16}
     trained = add_lora(quantised, r=4, alpha=8)
     picture, messages = conversations(1)[0]
     rendered = trained.processor.apply_chat_template(messages, tokenize=False)
@@ -518,6 +518,21 @@ def test_grpo_on_searching_rollouts_teaches_every_lora_weight(
             outside += policy.tokenizer.decode(ids[(alive * (1 - ours)).bool()])
     assert own - {""} <= {*TURNS} and len(own) > 3  # what bears loss is what was generated, to the token
     assert "<information>" in outside and "Above, between <information> and </information>" in outside
+
+
+def test_on_a_base_in_four_bits_every_entry_of_lora_moves(
+    preset: Preset, cold: tuple[Policy, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the paper's rate, less than bf16 can add to most of them; two opposite steps leave one where it was."""
+    pytest.importorskip("bitsandbytes", reason="an extra")
+    monkeypatch.setattr("mmsr.decode.Decoder.write", scripted(cold[0], seed=3))
+    policy = load_policy(preset.policy, cold[1] / "adapter", preset.revision, preset.max_pixels, four_bit=True)
+    before = {n: w.detach().clone() for n, w in policy.model.named_parameters() if w.requires_grad}
+    slow = replace(preset, four_bit=True, grpo_lr=PAPER.grpo_lr)
+    trained = train_grpo(policy, QUESTIONS, open_tools(slow, policy), slow, tmp_path, seed=5)
+    after = {n: w for n, w in trained.model.named_parameters() if n in before}
+    assert after.keys() == before.keys() and {w.dtype for w in after.values()} == {torch.float32}
+    assert min(float((w != before[n]).float().mean()) for n, w in after.items()) > 0.999
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl"], indirect=True)

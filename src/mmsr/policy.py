@@ -283,6 +283,8 @@ def load_policy(
     if lacking := sorted(found["missing_keys"]):
         raise ValueError(f"the files of {name} lack {len(lacking)} weights, such as {lacking[0]}: get them again.")
     model = model if four_bit else model.to(device)
+    for module in model.modules() if four_bit else ():  # CPUs that compute in bf16 would pack the layers when they
+        module.support_avx512bf16_for_cpu = False  # first generate, and packed ones have no gradient
     model.requires_grad_(False)
     if adapter:
         model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
