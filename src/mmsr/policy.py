@@ -37,6 +37,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.utils import logging
 
 from mmsr.decode import Conversation, Decoder, Row
 from mmsr.protocol import Box
@@ -279,6 +280,7 @@ def load_policy(
     processor = load_processor(name, revision, max_pixels)
     extra = {"quantization_config": four_bit_config(), "device_map": {"": device}} if four_bit else {}
     extra |= {"revision": revision, "dtype": dtype, "output_loading_info": True}
+    logging.disable_progress_bar()  # an executed notebook would keep "Loading weights: 0 %"
     model, found = AutoModelForImageTextToText.from_pretrained(source, **extra)
     if lacking := sorted(found["missing_keys"]):
         raise ValueError(f"the files of {name} lack {len(lacking)} weights, such as {lacking[0]}: get them again.")

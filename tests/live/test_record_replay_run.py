@@ -125,7 +125,9 @@ def test_every_picture_is_shown(runs: Runs) -> None:
     pictures = {"01_build_data": 4, "02_sft": 4, "03_grpo": 5, "04_evaluate": 8, "05_crop_ablation": 6}
     for name, number in pictures.items():
         cells = nbformat.read(runs.recorded / f"{name}.ipynb", as_version=4).cells
-        shown = [out for cell in cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+        outputs = [output for cell in cells for output in cell.get("outputs", [])]
+        shown = [output for output in outputs if "image/png" in output.get("data", {})]
+        assert not any("Loading weights" in output.get("text", "") for output in outputs), name
         assert len(shown) == number, name
 
 
