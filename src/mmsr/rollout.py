@@ -138,9 +138,10 @@ def note_doubts(policy: Policy, episode: Episode) -> None:
     written = [list(tokens) for own, tokens in runs if own]
     for turn, tokens in zip(turns, written) if len(written) == len(turns) else ():
         ids = [token for token, _, _ in tokens]
-        doubted = {place: logp for place, (_, logp, _) in enumerate(tokens) if logp < SURE}
-        spans = [(*(_length(policy, ids[:end]) for end in (at, at + 1)), doubted[at]) for at in doubted]
-        turn.doubts = [(start, end, round(math.exp(logp), 3)) for start, end, logp in spans if start < end]
+        for place, (_, logp, _) in enumerate(tokens):
+            if logp < SURE:
+                start, end = _length(policy, ids[:place]), _length(policy, ids[: place + 1])
+                turn.doubts += [(start, end, round(math.exp(logp), 3))] * (start < end)  # an end token makes nothing
 
 
 def _length(policy: Policy, ids: list[int]) -> int:

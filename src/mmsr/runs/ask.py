@@ -133,7 +133,6 @@ def ask(agent: Agent, task: Task, tell: Callable[[str], None] = lambda text: Non
     if not task.question.strip():
         raise UsageError("the question is empty.")
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     with refusing(ToolError, FileDamaged, FileNotFoundError):
         connection, policy = connect(outside), load(agent)
         tools = open_tools(size, policy, connection)

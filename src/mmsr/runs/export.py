@@ -30,7 +30,6 @@ def export(run: Path, to: Path, merge: bool) -> str:
     if to.is_file() or (to.is_dir() and any(to.iterdir())):
         raise UsageError(f"{to} holds something already: give --to a new folder.")
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     agent = find_agent(run=run)
     size = replace(agent.preset, four_bit=False)
     policy = load(agent._replace(preset=size))
