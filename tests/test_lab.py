@@ -18,8 +18,9 @@ from mmsr.lab import Lab, open_tools
 from mmsr.live.outside import connect, settings
 from mmsr.live.roles import Shortened
 from mmsr.live.serve import running
-from mmsr.policy import TINY_DIR
+from mmsr.policy import TINY_DIR, load_policy
 from mmsr.presets import get_preset
+from mmsr.runs.ask import SHIPPED
 from mmsr.tools.base import Hit
 from mmsr.tools.ground import BaseGrounder
 from mmsr.tools.image import LocalImageSearch
@@ -194,6 +195,13 @@ def test_what_another_runs_cold_start_has_learned_is_not_asked_either(taught: Pa
     ]
     with pytest.raises(FileNotFoundError, match=r"data\.jsonl is not there: run notebook 01 first"):
         _ = on_fvqa(other, taught / "fvqa").grpo_questions
+
+
+def test_a_validation_is_judged_by_the_model_that_is_named(tmp_path: Path) -> None:
+    with local_llm() as url:
+        lab = Lab(tmp_path, "smoke", outside={"judge": "by-letters", "llm_url": url})
+        rows = lab.validate("sft", load_policy("tiny", SHIPPED))
+    assert len(rows) == 10 and any(row["verdict"] == "correct" for row in rows)
 
 
 def test_a_policy_is_validated_on_a_benchmark(taught: Path) -> None:
