@@ -8,18 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from local_llm import local_llm
+from safetensors.torch import load_file, save_file
 from small_fvqa import write
 from small_policy import tiny
 
 from mmsr.env import Tools
-from mmsr.files import FileDamaged, seal, write_rows
+from mmsr.files import SEAL, FileDamaged, seal, write_rows
 from mmsr.lab import Lab, open_tools
 from mmsr.live.outside import connect, settings
 from mmsr.live.roles import Shortened
 from mmsr.live.serve import running
 from mmsr.policy import TINY_DIR, load_policy
 from mmsr.presets import get_preset
+from mmsr.results import check_adapter
 from mmsr.runs.ask import SHIPPED
 from mmsr.tools.base import Hit
 from mmsr.tools.ground import BaseGrounder
@@ -158,7 +161,7 @@ def test_a_policy_with_a_damaged_adapter_is_refused(tmp_path: Path) -> None:
 
 # --- a benchmark's own splits -----------------------------------------------------------------------------------------
 
-SMALL = {"data_questions": 30, "grpo_steps": 4, "grpo_questions": 5, "eval_questions": 60}  # ten to validate on
+SMALL = {"data_questions": 30, "grpo_steps": 4, "grpo_questions": 5, "eval_questions": 30}  # ten to validate on
 
 
 def on_fvqa(run: Path, files: Path, seed: int = 0, sizes: dict = SMALL, adapters: str | Path = "") -> Lab:
@@ -185,7 +188,7 @@ def test_cold_start_grpo_and_validation_share_no_question_of_a_benchmark(taught:
     assert [question.id for question in again.grpo_questions] == [question.id for question in lab.grpo_questions]
     assert {q.id for q in other.validation} != asked and not {q.id for q in other.validation} & learned
     with pytest.raises(ValueError, match="A step of GRPO asks 5 questions, but 1 are left to ask"):
-        _ = on_fvqa(taught / "taught", taught / "fvqa", sizes=SMALL | {"eval_questions": 29 * 6}).grpo_questions
+        _ = on_fvqa(taught / "taught", taught / "fvqa", sizes=SMALL | {"eval_questions": 29 * 3}).grpo_questions
 
 
 def test_what_another_runs_cold_start_has_learned_is_not_asked_either(taught: Path) -> None:
@@ -202,6 +205,40 @@ def test_a_validation_is_judged_by_the_model_that_is_named(tmp_path: Path) -> No
         lab = Lab(tmp_path, "smoke", outside={"judge": "by-letters", "llm_url": url})
         rows = lab.validate("sft", load_policy("tiny", SHIPPED))
     assert len(rows) == 10 and any(row["verdict"] == "correct" for row in rows)
+
+
+def keep(lab: Lab, step: int, spoilt: bool = False) -> Path:
+    """The shipped adapter as one that GRPO has kept; a spoilt one does nothing."""
+    folder = lab.folder / "grpo" / "kept" / str(step)
+    shutil.copytree(SHIPPED, folder)
+    if spoilt:
+        file = folder / "adapter_model.safetensors"
+        save_file({name: torch.zeros_like(weight) for name, weight in load_file(file).items()}, file)
+    seal(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("spoilt", "best"), [((False, True), 1), ((True, False), 2), ((False, False), 2)])
+def test_the_kept_adapter_that_validates_best_is_the_agent(
+    spoilt: tuple[bool, bool], best: int, tmp_path: Path
+) -> None:
+    lab, policy = Lab(tmp_path, "smoke"), load_policy("tiny", SHIPPED)
+    kept = [keep(lab, step, bad) for step, bad in zip((1, 2), spoilt)]
+    rows, measured = lab.choose(policy)
+    agent = check_adapter(lab.adapter("grpo"))
+    assert measured["grpo/chosen_step"] == best and (agent / SEAL).read_text() == (kept[best - 1] / SEAL).read_text()
+    right = [measured[f"grpo/val/{step}/accuracy"] for step in (1, 2)]
+    assert [accuracy.value == 0 for accuracy in right] == [*spoilt] and all(accuracy.n == 10 for accuracy in right)
+    assert right[best - 1].value == sum(row["correct"] for row in rows) / len(rows)
+    again = lab.validate("grpo", policy)  # the policy carries it
+    assert [row["answer"] for row in again] == [row["answer"] for row in rows]
+
+
+def test_a_kept_adapter_that_is_missing_is_named(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, "smoke")
+    keep(lab, 1)
+    with pytest.raises(FileNotFoundError, match=r"kept/2/adapter_config\.json is not there: train it again"):
+        lab.choose(load_policy("tiny", SHIPPED))
 
 
 def test_a_policy_is_validated_on_a_benchmark(taught: Path) -> None:

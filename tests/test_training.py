@@ -31,11 +31,11 @@ from mmsr.ablation import oracle
 from mmsr.data import Example, load_examples, save_examples, to_messages
 from mmsr.decode import Row
 from mmsr.env import STRANDED, SearchEnv
-from mmsr.files import FileDamaged
-from mmsr.grpo import STEPS, Outage, first_and_last, train_grpo
+from mmsr.files import SEAL, FileDamaged
+from mmsr.grpo import STEPS, Outage, first_and_last, kept_steps, train_grpo
 from mmsr.lab import open_tools
 from mmsr.live.limits import BudgetSpent
-from mmsr.policy import Policy, load_policy
+from mmsr.policy import Policy, load_policy, put_on
 from mmsr.presets import get_preset
 from mmsr.reward import RewardWeights
 from mmsr.sft import as_rows, learned_tokens, train_sft
@@ -212,6 +212,23 @@ def test_the_saved_adapter_is_the_trained_policy(reinforced: Trained) -> None:
     loaded = load_policy("tiny", adapter=reinforced.folder / "adapter")
     asked = [(QUESTIONS[0].scene().picture, [{"role": "user", "content": [{"type": "image"}]}])]
     assert loaded.generate(asked, 16) == reinforced.policy.generate(asked, 16)
+
+
+def test_adapters_are_kept_as_they_were_on_the_way(reinforced: Trained) -> None:
+    kept = [reinforced.folder / "kept" / step for step in ("1", "2")]
+    assert sorted((reinforced.folder / "kept").iterdir()) == kept
+    half, whole = (load_file(folder / "adapter_model.safetensors") for folder in kept)
+    assert any(not torch.equal(half[name], whole[name]) for name in half)
+    for folder, weights in zip(kept, (half, whole)):
+        put_on(reinforced.policy, folder)
+        worn = {n.replace(".default", ""): w for n, w in reinforced.policy.model.named_parameters()}
+        assert all(torch.equal(worn[name], weight) for name, weight in weights.items())
+    assert (kept[1] / SEAL).read_text() == (reinforced.folder / "adapter" / SEAL).read_text()
+
+
+@pytest.mark.parametrize(("steps", "kept"), [(64, [16, 32, 48, 64]), (10, [3, 5, 8, 10]), (2, [1, 2]), (1, [1])])
+def test_an_adapter_is_kept_after_each_quarter(steps: int, kept: list[int]) -> None:
+    assert kept_steps(steps) == kept
 
 
 # --- who watches ------------------------------------------------------------------------------------------------------

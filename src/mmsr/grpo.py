@@ -33,10 +33,11 @@ from mmsr.rollout import Episode, Sampling, roll
 from mmsr.stats import Interval
 from mmsr.task import Asked, Task
 from mmsr.tools.base import FatalToolError
-from mmsr.training import StepCSV, quiet_trainers, train, training_arguments
+from mmsr.training import StepCSV, quiet_trainers, save_adapter, train, training_arguments
 from mmsr.with_trl import EpisodeTrainer, adding
 
 CLIP = 0.2  # of a token's probability over what it was when it was drawn
+KEPT = 4  # adapters of a training: validation says which of them is the agent (`Lab.choose`)
 STEPS = 5  # over which calls are counted: some hundred, of which one burst of failures is not yet a share to stop at
 
 # --- settings ---------------------------------------------------------------------------------------------------------
@@ -126,6 +127,22 @@ class Outage(TrainerCallback):
                 raise FatalToolError(f"{told}: mend that, and the same command goes on from the last checkpoint.")
 
 
+def kept_steps(steps: int) -> list[int]:
+    """After which steps of a training its adapter is kept: quarters of it, of a very short one all."""
+    return [step for step in range(1, steps + 1) if step * KEPT % steps < KEPT]
+
+
+class Keeper(TrainerCallback):
+    """Keeps the adapter as it is after `kept_steps`, in a folder for each."""
+
+    def __init__(self, trainer: EpisodeTrainer, folder: Path):
+        self.trainer, self.folder = trainer, folder
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in kept_steps(state.max_steps):
+            save_adapter(self.trainer, self.folder / str(state.global_step))
+
+
 def train_grpo(
     policy: Policy,
     questions: Sequence[Asked],
@@ -139,7 +156,8 @@ def train_grpo(
 ) -> Policy:
     """Train a policy that carries the SFT adapter, going on from the last checkpoint if there is one.
 
-    The adapter lands in `folder/adapter`, one row per step in `folder/grpo.csv`. Raises FatalToolError, as `Outage`.
+    The adapter lands in `folder/adapter`, those of `kept_steps` in `folder/kept/<step>`, one row per step in
+    `folder/grpo.csv`. Raises FatalToolError, as `Outage`.
     """
     quiet_trainers()
     by_id, sampling = {question.id: question for question in questions}, Sampling.of(preset, preset.temperature)
@@ -165,6 +183,7 @@ def train_grpo(
         processing_class=policy.processor,
         callbacks=[StepCSV(folder / "grpo.csv"), outage],
     )
+    trainer.add_callback(Keeper(trainer, folder / "kept"))
     return train(trainer, policy, folder)
 
 

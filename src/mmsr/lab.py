@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,10 @@ from accelerate.utils import gather_object
 
 from mmsr.data import Built, build, load_examples
 from mmsr.env import Tools
-from mmsr.evaluate import Exam, agent, judge_rows
+from mmsr.evaluate import Exam, agent, judge_rows, summarise
 from mmsr.files import SEAL, read_rows, sha256
-from mmsr.grpo import train_grpo
-from mmsr.policy import Policy, load_policy
+from mmsr.grpo import kept_steps, train_grpo
+from mmsr.policy import Policy, load_policy, put_on
 from mmsr.presets import Preset
 from mmsr.results import STAGES, check_adapter, find_adapter, record_metrics
 from mmsr.reward import Judge, RewardWeights
@@ -149,7 +150,7 @@ class Lab:
     @functools.cached_property
     def validation(self) -> Sequence[Asked]:
         """A few questions about validation countries, or about pictures of a benchmark that the cold start has not."""
-        return self._drawn("val", max(10, self.size.eval_questions // 6), self.seed)
+        return self._drawn("val", self.size.validation_questions, self.seed)
 
     @functools.cached_property
     def grpo_questions(self) -> Sequence[Asked]:
@@ -170,9 +171,28 @@ class Lab:
         return training_split(self.train_benchmark, self.train_dir, number, seed, learned.union(used))
 
     def grpo(self, policy: Policy, weights: RewardWeights, kl: float) -> Policy:
-        """GRPO on a policy that carries the cold start's adapter."""
+        """GRPO on a policy that carries the cold start's adapter; the last adapter is the agent, until `choose`."""
         tools, folder = self.tools(policy), self.folder / "grpo"
         return train_grpo(policy, self.grpo_questions, tools, self.size, folder, self.seed, weights, kl, self.judge)
+
+    def choose(self, policy: Policy) -> tuple[list[dict], dict[str, Interval | float]]:
+        """Of the adapters that GRPO kept, the best on the validation questions is the agent; of equals, the last.
+
+        It becomes `grpo/adapter`, and `policy`, which `grpo` has returned, carries it. Gives its rows, and what to
+        record: its step, accuracy and searches of each. Raises FileNotFoundError or FileDamaged for a kept one.
+        """
+        rows, kept = {}, self.folder / "grpo" / "kept"
+        for step in kept_steps(self.size.grpo_steps):
+            put_on(policy, check_adapter(kept / str(step)))
+            rows[step] = self.validate("grpo", policy)
+        best = max(rows, key=lambda step: (sum(row["correct"] for row in rows[step]), step))
+        put_on(policy, kept / str(best))
+        if processes().is_main_process:
+            shutil.copytree(kept / str(best), self.folder / "grpo" / "adapter", dirs_exist_ok=True)
+        processes().wait_for_everyone()
+        found = {step: summarise(played, self.seed) for step, played in rows.items()}
+        measured = {f"grpo/val/{n}/{name}": found[n][name] for n in found for name in ("accuracy", "searches")}
+        return rows[best], {"grpo/chosen_step": best} | measured
 
     def validate(self, name: str, policy: Policy) -> list[dict]:
         """The rows of a policy on the validation questions, divided among the processes."""

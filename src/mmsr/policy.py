@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from PIL import Image
 from transformers import (
@@ -309,6 +309,11 @@ def four_bit_config() -> BitsAndBytesConfig:
 def lora_config(r: int, alpha: int) -> LoraConfig:
     """LoRA on every linear layer of the language model and on nothing else (paper §4.1)."""
     return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
+
+
+def put_on(policy: Policy, adapter: Path) -> None:
+    """Give the LoRA that a policy carries the weights of an adapter of the same shape."""
+    set_peft_model_state_dict(policy.model, load_peft_weights(str(adapter), device=str(policy.device)))
 
 
 def list_targets(model: PeftModel) -> None:

@@ -70,6 +70,11 @@ class Preset:
     checkpoint_steps: Count
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = field(default="none", metadata=LOOSE)
 
+    @property
+    def validation_questions(self) -> int:
+        """Asked after the cold start, before GRPO, and of each adapter that GRPO keeps."""
+        return max(10, self.eval_questions // 3)
+
     def check_tracker(self) -> None:
         """Raises ValueError where the package that `report_to` names is not installed."""
         if self.report_to != "none" and find_spec(self.report_to) is None:

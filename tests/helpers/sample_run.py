@@ -199,6 +199,9 @@ def _metrics(rows: list[dict], ablation: list[dict]) -> dict[str, Interval]:
         found[f"ablation/{crop}/accuracy"] = proportion(row["correct"] for row in mine)
         for score in ("recall_at_1", "recall_at_5"):
             found[f"ablation/{crop}/{score}"] = proportion(row[score] for row in mine)
+    for step, right in ((0, 68), (16, 75), (32, 84), (48, 92), (64, 88)):
+        found[f"grpo/val/{step}/accuracy"] = proportion([True] * right + [False] * (133 - right))
+    found["grpo/chosen_step"] = Interval(48)
     return found | {"grpo/reward_first": Interval(0.42), "grpo/reward_last": Interval(0.8)}
 
 

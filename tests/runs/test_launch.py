@@ -159,8 +159,9 @@ def test_processes_sample_different_rollouts(ranks: list[dict]) -> None:
 
 def test_grpo_writes_its_table_once(two: Path, ranks: list[dict]) -> None:
     assert [row["step"] for row in rows(two / "grpo/grpo.csv")] == [1, 2]
-    assert {path.name for path in (two / "grpo").iterdir()} == {"adapter", "checkpoints", "grpo.csv"}
-    assert {f"grpo/{name}" for name in ("reward_first", "reward_last", "searches_last")} <= set(read_metrics(two))
+    assert {path.name for path in (two / "grpo").iterdir()} == {"adapter", "checkpoints", "grpo.csv", "kept"}
+    recorded = ("reward_first", "reward_last", "searches_last", "chosen_step", "val/1/accuracy", "val/2/searches")
+    assert {f"grpo/{name}" for name in recorded} <= set(read_metrics(two))
 
 
 # --- a benchmark's own questions --------------------------------------------------------------------------------------

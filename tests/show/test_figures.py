@@ -34,6 +34,7 @@ NEEDS = {
     "funnel": ("data/card.json", "01_build_data.ipynb"),
     "sft_curve": ("sft/sft.csv", "02_sft.ipynb"),
     "grpo_curves": ("grpo/grpo.csv", "03_grpo.ipynb"),
+    "choice": ("metrics.json", "03_grpo.ipynb"),
     "workflows": ("metrics.json", "04_evaluate.ipynb"),
     "by_type": ("eval/rows.jsonl", "04_evaluate.ipynb"),
     "halves": ("metrics.json", "04_evaluate.ipynb"),
@@ -209,6 +210,16 @@ def test_grpo_names_the_means_of_the_first_and_last_tenth(run: Path) -> None:
     assert f"{np.mean(rewards[:6]):.2f} → {np.mean(rewards[-6:]):.2f}" in words(figures.grpo_curves(run))
 
 
+def test_the_choice_shows_each_kept_adapter_and_which_is_the_agent(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    points = [line for line in figures.choice(run).axes[0].lines if line.get_marker() == "o"]
+    steps = [int(line.get_xdata()[0]) for line in points]
+    assert steps == [0, 16, 32, 48, 64] and metrics["grpo/chosen_step"]["value"] == 48
+    wanted = [100 * metrics[f"grpo/val/{step}/accuracy"]["value"] for step in steps]
+    assert [line.get_ydata()[0] for line in points] == pytest.approx(wanted)
+    assert [step for step, line in zip(steps, points) if line.get_color() == ACCENT] == [48]
+
+
 def test_search_bars_sum_to_all_questions(run: Path) -> None:
     for ax in figures.search_behaviour(run).axes:
         assert sum(bar.get_height() for bar in ax.patches) == pytest.approx(200)
@@ -250,6 +261,8 @@ def test_metrics_of_an_earlier_notebook_alone_are_not_enough(own_run: Path) -> N
     (own_run / "metrics.json").write_text('{"grpo/reward_first": {"value": 1, "low": null, "high": null, "n": null}}')
     with pytest.raises(ValueError, match="has no ablation/base/accuracy: run notebook 05_crop_ablation"):
         figures.crops(own_run)
+    with pytest.raises(ValueError, match="has no grpo/chosen_step: run notebook 03_grpo"):
+        figures.choice(own_run)
     assert read_metrics(own_run)["grpo/reward_first"] == Interval(1)
 
 

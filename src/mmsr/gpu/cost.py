@@ -93,7 +93,7 @@ def told(preset: Preset, outside: Outside, gpu: str, gpu_gb: float) -> dict[str,
         raise ValueError(f"the speed of --gpu {gpu!r} is not known here: use one of {', '.join(TERAFLOPS)}.")
     units, size, left, stop = unit_costs(preset, outside, card[1]), asdict(preset), outside.budget_money, ""
     size["sft_steps"] = math.ceil(preset.data_examples * preset.sft_epochs / preset.sft_batch)
-    size["validation"] = max(10, preset.eval_questions // 6)
+    size["validation"] = preset.validation_questions
     notebooks = {name: sum(times * size[key] * units[unit] for unit, key, times in RUN[name]) for name in RUN}
     for name, (_, _, dollars) in notebooks.items() if left else ():
         if dollars > left:

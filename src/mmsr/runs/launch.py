@@ -61,11 +61,12 @@ def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[st
             measured = summarise(lab.validate("sft", lab.sft()), seed)
             found = {f"sft/val/{name}": measured[name] for name in ("accuracy", "valid_turn_rate", "searches")}
         else:
-            lab.grpo(lab.policy("sft"), RewardWeights(*(values[name] for name in WEIGHTS)), values["kl"])
-            found = first_and_last(lab.folder / "grpo" / "grpo.csv")
+            weights = RewardWeights(*(values[name] for name in WEIGHTS))
+            _, measured = lab.choose(lab.grpo(lab.policy("sft"), weights, values["kl"]))
+            found = first_and_last(lab.folder / "grpo" / "grpo.csv") | measured
     if group.is_main_process:
         lab.record(found)
-        print("\n".join(f"{name:24} {value.value:.3f}" for name, value in found.items()), flush=True)
+        print("\n".join(f"{name:24} {getattr(value, 'value', value):.3f}" for name, value in found.items()), flush=True)
     group.wait_for_everyone()
     group.destroy_process_group()
 

@@ -8,6 +8,7 @@ not come that far. Titles and panels stand in `assets/show/figures.toml`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from mmsr.evaluate import HABITS, HALVES
 from mmsr.results import CROPS, DETECTOR, METRICS, measured_workflows, read_metrics
 from mmsr.show.charts import NOTEBOOKS, TEXTS, bars, canvas, curve, heading, lines, read, saved, share, stacks, whisker
-from mmsr.show.look import ACCENT, INK, MIST, NAVY, PALE, SLATE, TAN, colour, words
+from mmsr.show.look import ACCENT, INK, MIST, NAVY, PALE, SLATE, SMALL, TAN, colour, words
 from mmsr.stats import Interval
 from mmsr.world.questions import TYPES
 
@@ -65,6 +66,28 @@ def _curves(run: Path, name: str, file: str, shade: str) -> Figure:
     for ax, (column, title) in zip(chart.subplots(rows, columns).flat, text["panels"].items()):
         heading(ax, title)
         curve(ax, table, column, shade, file, unit=column in text["shares"])
+    return chart
+
+
+@saved
+def choice(run_dir: Path) -> Figure:
+    """Accuracy on the validation questions: of the adapters that GRPO kept, and at step 0 of the cold start."""
+    read(run_dir, METRICS, "grpo")
+    metrics = read_metrics(run_dir)
+    if "grpo/chosen_step" not in metrics:
+        raise ValueError(f"{run_dir / METRICS} has no grpo/chosen_step: run notebook {NOTEBOOKS['grpo']} first.")
+    names = (re.fullmatch(r"grpo/val/(\d+)/accuracy", name) for name in metrics)
+    steps = sorted(int(name[1]) for name in names if name)
+    played, chosen = [metrics[f"grpo/val/{step}/accuracy"] for step in steps], metrics["grpo/chosen_step"].value
+    chart = canvas(run_dir, "choice", 3.6, f"{sample(played)} validation questions  ·  {INTERVALS}")
+    ax = chart.subplots()
+    ax.plot(steps, [100 * found.value for found in played], color=PALE, lw=2, zorder=1)
+    for step, found in zip(steps, played):
+        shade, height = ACCENT if step == chosen else NAVY if step else TAN, 100 * found.value
+        whisker(ax, step, found, color=shade)
+        ax.plot(step, height, "o", color=shade, ms=8)
+        ax.annotate(f"{height:.1f}", (step, height), (9, 4), textcoords="offset points", size=SMALL, color=shade)
+    ax.set(xticks=steps, xlabel="step of GRPO", ylabel="accuracy, %")
     return chart
 
 
