@@ -21,6 +21,7 @@ NOTEBOOKS = ROOT / "notebooks"
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "docs" / "faq.md",
+    ROOT / "docs" / "outside.md",
     ROOT / "docs" / "recipes.md",
     ROOT / "papermill_runs" / "README.md",
     *sorted(NOTEBOOKS.glob("*.ipynb")),

@@ -1,4 +1,4 @@
-"""The agent of a run as a folder that transformers and vLLM load.
+"""The agent of a run as a folder that transformers loads.
 
     mmsr export papermill_runs/big --to agent               # LoRA weights, which name their base
     mmsr export papermill_runs/big --to agent --merge       # the whole model, LoRA added into its weights
