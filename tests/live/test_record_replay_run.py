@@ -122,7 +122,7 @@ def test_a_rival_is_a_workflow_among_ours(runs: Runs) -> None:
 
 
 def test_every_picture_is_shown(runs: Runs) -> None:
-    pictures = {"01_build_data": 4, "02_sft": 4, "03_grpo": 5, "04_evaluate": 8, "05_crop_ablation": 6}
+    pictures = {"01_build_data": 4, "02_sft": 4, "03_grpo": 6, "04_evaluate": 8, "05_crop_ablation": 6}
     for name, number in pictures.items():
         cells = nbformat.read(runs.recorded / f"{name}.ipynb", as_version=4).cells
         outputs = [output for cell in cells for output in cell.get("outputs", [])]
