@@ -226,7 +226,8 @@ def test_the_kept_adapter_that_validates_best_is_the_agent(
     kept = [keep(lab, step, bad) for step, bad in zip((1, 2), spoilt)]
     rows, measured = lab.choose(policy)
     agent = check_adapter(lab.adapter("grpo"))
-    assert measured["grpo/chosen_step"] == best and (agent / SEAL).read_text() == (kept[best - 1] / SEAL).read_text()
+    assert measured["grpo/chosen_step"].value == best
+    assert (agent / SEAL).read_text() == (kept[best - 1] / SEAL).read_text()
     right = [measured[f"grpo/val/{step}/accuracy"] for step in (1, 2)]
     assert [accuracy.value == 0 for accuracy in right] == [*spoilt] and all(accuracy.n == 10 for accuracy in right)
     assert right[best - 1].value == sum(row["correct"] for row in rows) / len(rows)

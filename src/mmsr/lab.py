@@ -175,7 +175,7 @@ class Lab:
         tools, folder = self.tools(policy), self.folder / "grpo"
         return train_grpo(policy, self.grpo_questions, tools, self.size, folder, self.seed, weights, kl, self.judge)
 
-    def choose(self, policy: Policy) -> tuple[list[dict], dict[str, Interval | float]]:
+    def choose(self, policy: Policy) -> tuple[list[dict], dict[str, Interval]]:
         """Of the adapters that GRPO kept, the best on the validation questions is the agent; of equals, the last.
 
         It becomes `grpo/adapter`, and `policy`, which `grpo` has returned, carries it. Gives its rows, and what to
@@ -192,7 +192,7 @@ class Lab:
         processes().wait_for_everyone()
         found = {step: summarise(played, self.seed) for step, played in rows.items()}
         measured = {f"grpo/val/{n}/{name}": found[n][name] for n in found for name in ("accuracy", "searches")}
-        return rows[best], {"grpo/chosen_step": best} | measured
+        return rows[best], {"grpo/chosen_step": Interval(best)} | measured
 
     def validate(self, name: str, policy: Policy) -> list[dict]:
         """The rows of a policy on the validation questions, divided among the processes."""

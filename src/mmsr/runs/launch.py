@@ -66,7 +66,7 @@ def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[st
             found = first_and_last(lab.folder / "grpo" / "grpo.csv") | measured
     if group.is_main_process:
         lab.record(found)
-        print("\n".join(f"{name:24} {getattr(value, 'value', value):.3f}" for name, value in found.items()), flush=True)
+        print("\n".join(f"{name:24} {value.value:.3f}" for name, value in found.items()), flush=True)
     group.wait_for_everyone()
     group.destroy_process_group()
 
