@@ -250,7 +250,7 @@ def test_a_policy_is_validated_on_a_benchmark(taught: Path) -> None:
 
 def test_a_benchmark_to_train_on_is_looked_for_at_once(tmp_path: Path) -> None:
     for name, said in (
-        ("fvqa_train", "the files of fvqa_train: '.*nowhere' is none"),
+        ("fvqa_train", "the files of fvqa_train: '.*nowhere' is not one"),
         ("okvqq", "no benchmark 'okvqq'"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -1,4 +1,4 @@
-"""What the crop is worth: one trained policy, the grounder exchanged (paper §4.3, cropped against whole-image search).
+"""What the crop is worth: one trained policy, its grounder swapped (paper §4.3, cropped versus whole-image search).
 
 | crop | box from |
 |---|---|
@@ -7,11 +7,11 @@
 | whole | no box: the whole picture is searched |
 | random | a box of a flag's size anywhere |
 | coordinates | the trained policy names the box itself, and searches by `<img_crop>x1,y1,x2,y2</img_crop>` |
-| detector | of a benchmark: the grounder of the run, where that is a detector; base is then the frozen base's |
+| detector | on a benchmark: the run's grounder, where that is a detector; base is then the frozen base's box |
 
 Only questions that need the picture search count. `recall_at_k` is over all of them: a policy that does not search has
-found nothing. The sweeps shake or pad the gold box. A benchmark has no boxes, so oracle, random and sweeps are of our
-world alone; its recall is of the title that a question is about, over the questions that have one.
+found nothing. The sweeps shake or pad the gold box. A benchmark has no boxes, so oracle, random and sweeps exist for
+our world alone; its recall is of the title that a question is about, over the questions that have one.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _play(
 
 
 def _found(question: Asked, trajectory: Trajectory, row: dict) -> dict[str, Any]:
-    """What the first picture search found of what is gold: of a benchmark a title, or nothing is known."""
+    """Whether the first picture search found what is gold: on a benchmark its title; {} where that gives none."""
     if isinstance(question, Question):
         recall = {key: bool(row[key]) for key in ("recall_at_1", "recall_at_5")}
         return {"flags": len(question.isos), **recall, "iou": round(iou(searched_box(trajectory), question.box), 4)}
@@ -121,7 +121,7 @@ def _found(question: Asked, trajectory: Trajectory, row: dict) -> dict[str, Any]
 
 
 def gold_title(question: Asked) -> str:
-    """The title of the page of Wikipedia that a benchmark gives as what a question is about; "" where it gives none."""
+    """The title of the Wikipedia page that a benchmark gives as a question's subject; "" where it gives none."""
     return unquote(question.entity.partition("/wiki/")[2]).replace("_", " ")
 
 

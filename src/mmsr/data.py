@@ -4,8 +4,8 @@
 2. Check A: every action tag is valid. B: fewer than ten turns. C: the episode ends in an answer.
 3. Kept only where the answer is right: by exact match, or where a judge is given, by its verdict.
 4. The knowledge boundary: the base is asked without tools; where it is right, the example becomes search-free.
-5. A field of knowledge for questions that come without one; about uniform over it, half search-required and half
-   search-free.
+5. A field of knowledge for questions that come without one; then a balance: about uniform over fields, half
+   search-required and half search-free.
 
     built = build(questions, scripted(tools), tools, policy, preset, seed, folder / "funnel")
     built.funnel            # what is left after each step, as the paper's 200k → 47k → 10k
@@ -45,8 +45,8 @@ from mmsr.tools.picture import PictureFiles, read_picture
 from mmsr.world.questions import Question
 
 WAVE = 512  # questions that are played before the next are prepared
-BATCHES = 4  # of the base's questions whose pictures are in memory at once
-TOLD = 60.0  # seconds between two lines on progress
+BATCHES = 4  # batches of the base's questions whose pictures are in memory at once
+TOLD = 60.0  # seconds between two lines of progress
 UNLABELLED = "Unlabelled"
 STEPS = ("played", "judged", "base", "base_judged", "fields")
 
@@ -76,7 +76,7 @@ class Answered:
 
 @dataclass
 class Built:
-    """The examples, the counts after each step, what the funnel was made with, and what its kept work has taken."""
+    """The examples, the counts after each step, what the funnel was made with, and what its kept work has cost."""
 
     examples: list[Example]
     funnel: dict[str, int]
@@ -111,8 +111,8 @@ def build(
 ) -> Built:
     """Play, check, keep what is right, label and balance, going on from what `folder` holds.
 
-    Raises FunnelError for a folder or questions that cannot be used, or of which nothing is left, JournalError, and
-    FatalToolError; what is finished is kept then.
+    Raises FunnelError for a folder or questions that cannot be used, or where no example is left, JournalError, and
+    FatalToolError; what was finished is kept all the same.
     """
     if len({question.id for question in questions}) < len(questions):
         raise FunnelError("Two questions have the same id: each needs its own, since its work is kept under it.")
@@ -154,7 +154,7 @@ def begin(folder: Path, made_with: Mapping[str, Any]) -> None:
     """Make the funnel's folder, or go on with the one that is there.
 
     A funnel that was begun with other settings is begun afresh where playing it again costs nothing but time. Where
-    anything was asked outside for it, nothing is deleted: FunnelError, naming what differs.
+    the funnel has made outside calls, nothing is deleted: FunnelError, naming what differs.
     """
     begun, wanted = folder / "begun.json", json.loads(json.dumps(made_with))
     if begun.exists():
@@ -168,14 +168,14 @@ def begin(folder: Path, made_with: Mapping[str, Any]) -> None:
                 f"{folder} was begun with {told}, and calls were spent on what it keeps: choose another run, or delete "
                 "that folder to begin again."
             )
-        print(f"{folder.name}: begun afresh, for what has changed: {', '.join(differences)}", flush=True)
-        for step in STEPS:  # the settings last: a kill in between leaves what is begun afresh once more
+        print(f"{folder.name}: begun afresh, because these changed: {', '.join(differences)}", flush=True)
+        for step in STEPS:  # the settings come last: after a kill in between, this is done again
             (folder / f"{step}.jsonl").unlink(missing_ok=True)
     write_json(begun, wanted)
 
 
 def _asked_outside(folder: Path) -> bool:
-    """Whether a kept row took a call of a model or a web engine."""
+    """Whether a kept row took a call to a model or a web engine."""
 
     def paid(row: dict) -> bool:
         return bool(row.get("usage")) or any(t["replay_keys"] for t in row.get("trajectory", {}).get("turns", []))
@@ -186,7 +186,7 @@ def _asked_outside(folder: Path) -> bool:
 
 
 def _hash(values: Iterable[Any]) -> str:
-    """Of JSON values, one after the other."""
+    """A hash of JSON values, one after the other."""
     digest = hashlib.sha256()
     for value in values:
         digest.update(json.dumps(value, sort_keys=True).encode() + b"\n")
@@ -194,7 +194,7 @@ def _hash(values: Iterable[Any]) -> str:
 
 
 def _row(question: Asked) -> dict[str, Any]:
-    """A question as the data keeps it: of a picture's file the name, not the folder."""
+    """A question as the data keeps it: with the name of its picture's file, without the folder."""
     row = question.as_dict()
     return row | {"picture": Path(row["picture"]).name} if "picture" in row else row
 
@@ -226,7 +226,7 @@ def play_all(questions: Sequence[Asked], player: Player, tools: Tools, preset: P
     for wave in waves(questions, WAVE):
         missing = {question.id: question for question in wave if question.id not in played}
         if missing:
-            player.prepare(wave)  # the whole of it: what was played already stands in the same batches
+            player.prepare(wave)  # the whole wave, so that its batches are the same whatever was played already
             fill(played, missing, play, player.workers, tell)
     if questions and not len(played):
         raise FunnelError(f"None of {len(questions)} questions could be played: {next(iter(played.failed.values()))}")
@@ -293,7 +293,7 @@ def label(
 ) -> list[Answered]:
     """Search-free where the base is right by itself, search-required where the teacher searched and was right.
 
-    What the teacher knew without a search and the base does not know is left out: it would teach to guess.
+    What the teacher knew without a search and the base does not know is left out: it would teach guessing.
     """
     candidates = []
     for key, given in right.items():
@@ -384,7 +384,7 @@ def _save_picture(question: Asked, folder: Path) -> str:
 
 
 def load_examples(folder: Path) -> tuple[list[Example], PictureFiles]:
-    """Examples and their pictures. Raises FileNotFoundError or FileDamaged, saying what to run, for data not whole."""
+    """Examples and their pictures. Raises FileNotFoundError or FileDamaged, saying what to run, for incomplete data."""
     if not (folder / "card.json").exists():
         raise FileNotFoundError(f"{folder} holds no finished data set: run notebook 01 first.")
     examples, paths, remedy = [], [], "run notebook 01 again"

@@ -6,8 +6,8 @@
 
 A row keeps its tokens as they were read and as they were generated (nothing is tokenised twice), which of them the
 policy wrote, and the log-probabilities of these: all that GRPO learns from. Its cache holds its own tokens alone; rows
-of like length work together, and are padded to each other only meanwhile. Linear attention (Qwen3.5's) sums up what it
-has read, and no turn can be taken back from a sum: such a model keeps nothing, and reads its rows anew at each turn.
+of similar length are batched, and padded only while they are. Linear attention (Qwen3.5's) sums what it has read into
+one state, and no turn can be taken back from a sum: such a model keeps no cache, and reads its rows anew at each turn.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Row:
     """A conversation in tokens: `ids` [T], `written` [T] by the policy or read, `logps` [T] of what it wrote, else 0.
 
     The first `prompt` tokens are the question's, with positions [3, prompt] in time, height and width; a later token
-    stands at its index plus `shift`. `features` [P, hidden] are the picture's; Qwen3-VL's are wider, for what is added
+    stands at its index plus `shift`. `features` [P, hidden] are the picture's; Qwen3-VL's are wider: what is added
     after each of its first layers (DeepStack, arXiv 2406.04334) stands beside them. `cache` [layers, 2, heads, C, size]
     has keys and values of the first C tokens.
     """
@@ -74,7 +74,7 @@ def spread(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tokens of rows from start to end, side by side: ids and mask [B, W], positions [3, B, W].
 
-    They are padded on the right, or on the left: what is summed up must begin with nothing, and end with a token.
+    They are padded on the right, or on the left: a running sum must begin with nothing, and end with a token.
     """
     width = max(end - start for start, end in spans)
     ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
@@ -130,7 +130,7 @@ class Batch:
         return Cache(layers=[Slab(layer, self.used) for layer in self.store])
 
     def extend(self, mask: torch.Tensor) -> torch.Tensor:
-        """Take columns for new tokens, those of a row where `mask` [B, W] is 1; the whole mask up to there."""
+        """Take columns for new tokens, a row's own where `mask` [B, W] is 1; returns the whole mask up to there."""
         end = self.used + mask.shape[1]
         self.mask[:, self.used : end] = mask
         self.used = end
@@ -146,7 +146,7 @@ class Batch:
 
 
 class Passing:
-    """As `Batch`, of rows that a model with linear attention reads anew: no row takes anything from it."""
+    """Like `Batch`, for rows that a model with linear attention reads anew: no row keeps anything of it."""
 
     def __init__(self, rows: Sequence[Row], config: Any):
         self.states, self.mask = DynamicCache(config=config), torch.zeros(len(rows), 0, dtype=torch.long)
@@ -167,7 +167,7 @@ class Passing:
 
 
 class Decoder:
-    """Reads and writes with a model, with LoRA or without, whose weights stay as they are meanwhile."""
+    """Reads and writes with a model, with LoRA or without, whose weights do not change meanwhile."""
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor, self.tokenizer = model, processor, processor.tokenizer
@@ -181,13 +181,13 @@ class Decoder:
 
     @property
     def sums_up(self) -> bool:
-        """Whether what is read goes into a sum, as by linear attention."""
+        """Whether what is read is summed into one state, as in linear attention."""
         return "linear_attention" in (getattr(self.network.config.get_text_config(), "layer_types", None) or ())
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def open(self, conversations: Sequence[Conversation], batch_size: int) -> list[Row]:
-        """Conversations in which the policy is to write next; of their prompts all but the last token is computed."""
+        """Conversations in which the policy is to write next; all but the last token of their prompts is computed."""
         render = self.processor.apply_chat_template
         texts = [render(messages, add_generation_prompt=True, tokenize=False) for _, messages in conversations]
         pictures = {id(picture): picture for picture, _ in conversations}
@@ -236,12 +236,12 @@ class Decoder:
 
     def read(self, row: Row, observation: str) -> None:
         """Append what a tool gave back, and the opening of the policy's next turn."""
-        if row.ids[-1] != self.tokenizer.eos_token_id:  # a turn that was cut off is closed for it
+        if row.ids[-1] != self.tokenizer.eos_token_id:  # a turn that was cut off is given its end token
             row.add([self.tokenizer.eos_token_id])
         row.add(self.tokenizer(self._between(observation), add_special_tokens=False)["input_ids"])
 
     def replace_turn(self, row: Row, text: str) -> None:
-        """Let the last turn, which the policy wrote, be another, which it reads."""
+        """Replace the last turn, which the policy wrote, with another, which it reads."""
         row.rewind(len(row.ids) - next(i for i, own in enumerate(reversed(row.written)) if not own))
         row.add([*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id])
 
@@ -256,10 +256,10 @@ class Decoder:
     def write(
         self, rows: Sequence[Row], limits: Sequence[int], temperature: float, draws: Sequence, batch_size: int
     ) -> list[str]:
-        """One turn of each row, appended to it; the texts.
+        """Write one turn of each row, appended to it; returns the texts.
 
         A turn ends with its end token or after its limit of tokens. At a temperature above 0, `draws` has a number in
-        [0, 1) for each token of each row: what a row writes hangs on its own draws, whoever writes beside it.
+        [0, 1) for each token of each row: what a row writes depends on its own draws, whoever writes beside it.
         """
         starts = [len(row.ids) for row in rows]
         for places in alike(range(len(rows)), batch_size, starts.__getitem__):
@@ -309,7 +309,7 @@ class Decoder:
         return embeds.masked_scatter(self._pictured(ids, rows)[:, :, None], found)
 
     def added(self, ids: torch.Tensor, rows: Sequence[Row]) -> dict[str, Any]:
-        """What Qwen3-VL's language model is to add at pictures' tokens after its first layers; nothing for others."""
+        """What Qwen3-VL's language model is to add at picture tokens after its first layers; {} for other models."""
         hidden = self.network.get_input_embeddings().embedding_dim
         _, *layers = torch.cat([row.features for row in rows]).split(hidden, -1)
         return {"visual_pos_masks": self._pictured(ids, rows), "deepstack_visual_embeds": layers} if layers else {}

@@ -4,9 +4,9 @@
     observation = env.step("<reason>…</reason>\\n<img_search>the flag on the left</img_search>")
     env.trajectory            # turns, boxes, pages, scores, time
 
-At most one image search and ten tool calls. A turn that breaks the protocol is told so and the episode goes on, but it
-is counted, and the reward's format part sees it. A turn whose tool failed counts as valid, and its image search may be
-tried again.
+At most one image search and ten tool calls. After a turn that breaks the protocol the policy is told how, and the
+episode goes on, but the turn is counted, and the reward's format part sees it. A turn whose tool failed counts as
+valid, and its image search may be tried again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from mmsr.tools.ground import clamp
 
 MAX_TURNS = 10  # searches of an episode; an example of the teacher has fewer turns
 SEARCHES = ("text_search", "img_search")
-STRANDED = 3  # failures in a row: where one call in twenty fails, chance makes these once in 8,000, so tools are down
+STRANDED = 3  # failures in a row: where one call in twenty fails, chance brings this once in 8,000: tools are down
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class TurnRecord:
     observation: str = ""
     replay_keys: list[str] = field(default_factory=list)  # of outside calls, to find them in the replay store
     seconds: float = 0.0
-    failed: str = ""  # what a tool said that gave no answer
+    failed: str = ""  # what a tool that gave no answer said
     doubts: list[tuple[int, int, float]] = field(default_factory=list)  # from, to in `text`: a token's probability
 
 
@@ -129,7 +129,7 @@ class Trajectory:
 
 
 class SearchEnv:
-    """The episode of one task. `on_turn` is told of each turn played, with its record and its number from 1."""
+    """The episode of one task. `on_turn` is called after each turn, with its record and its number, counted from 1."""
 
     def __init__(
         self,
@@ -143,9 +143,9 @@ class SearchEnv:
         self._tools, self._prompts, self._rules, self._on_turn = tools, prompts, rules, on_turn
 
     def step(self, turn: str) -> str:
-        """Play one turn of the policy, its whole text as generated, and give back what it reads next.
+        """Play one turn of the policy, its whole text as generated, and return what it reads next.
 
-        That is nothing where the episode has ended. Raises FatalToolError.
+        That is nothing where this turn ends the episode. Raises FatalToolError.
         """
         done = self.trajectory
         if done.end:
@@ -218,7 +218,7 @@ class SearchEnv:
 def look_up(record: TurnRecord, engine, query, summariser: Summariser, question: str, k: int) -> str:
     """The summary of what an engine finds, sanitised; hits and keys of outside calls go into `record`.
 
-    A tool that fails is told of in the summary, not hidden. Raises FatalToolError.
+    A tool's failure is reported in the summary, not hidden. Raises FatalToolError.
     """
     with KEYS.heard() as record.replay_keys:
         try:

@@ -10,9 +10,9 @@
 
 A large model may play the first three too (`live.roles.Rival`).
 
-Beyond right or wrong, an agent has habits, decisions that a cold start leaves half made.
+Beyond right or wrong, an agent has habits: decisions that a cold start leaves half made.
 
-| habit | of questions | what counts |
+| habit | seen on | what counts |
 |---|---|---|
 | looks_up | fact | a text search, instead of an answer from memory |
 | goes_on | two_hop | a second, different text search, instead of an answer after the first |
@@ -20,7 +20,7 @@ Beyond right or wrong, an agent has habits, decisions that a cold start leaves h
 | tries_again | hard | a second, different text search (the paper's self-correction, §3.1) |
 
 A search is needless where the base is right without tools, or the picture alone answers. Intervals are 95 %, resampled
-by country, for questions on one country are not independent.
+by country, because questions about one country are not independent.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ HALVES = ("unseen_entity", "unseen_question")  # InfoSeek's, of a test set
 class Exam:
     """Questions in order: our world's, or a public benchmark's (`benchmarks.registry.open_benchmark`).
 
-    block: pictures in memory at once, all where 0. gold: whether it is known what a search should find. published: a
+    block: pictures in memory at once (0: all). gold: whether it is known what a search should find. published: a
     benchmark's own scores of a workflow's rows, by name; headline: the one of them that it is known by.
     """
 
@@ -154,10 +154,10 @@ def judge_rows(
 ) -> list[dict]:
     """One row per question: what was answered, whether it was right, on which pages, what it cost, what was found.
 
-    "correct" is the judge's word where there is one, with its label in "verdict" (None where it could not be read, and
-    exact match decides), its words in "why" and "exact" beside it; else it is exact match. Where nothing gold can be
-    found, as in a public benchmark, "evidence", "useful_searches" and recall are None. "support" is `reward.support` of
-    the answer. Prints how many verdicts are missing where they are many.
+    "correct" is the judge's word where there is one, with its label in "verdict" (None where it could not be read: then
+    exact match decides), its words in "why", and exact match in "exact"; else it is exact match itself. Where it is not
+    known what is gold, as in a public benchmark, "evidence", "useful_searches" and recall are None. "support" is
+    `reward.support` of the answer. Prints how many verdicts are missing where these are too many.
     """
     tasks = [Task.of(question, pictured=False) for question in exam.questions]
     found = verdicts(judge, [(task, trajectory.answer) for task, trajectory in zip(tasks, trajectories)])
@@ -192,7 +192,7 @@ def judge_rows(
 
 
 def _retrieval(trajectory: Trajectory, task: Task, known: bool) -> dict[str, Any]:
-    """What the searches found of what is gold; nothing where that is not known."""
+    """How much of what is gold the searches found; None for each where that is not known."""
     if not known:
         return dict.fromkeys(("evidence", "useful_searches", "recall_at_1", "recall_at_5"))
     found = {"evidence": evidence(trajectory, task), "useful_searches": useful(trajectory, task)}
@@ -260,7 +260,7 @@ def seen_on(rows: Sequence[Mapping]) -> dict[str, list[Mapping]]:
 
 
 def summarise(rows: Sequence[dict], seed: int) -> dict[str, Interval]:
-    """Metrics of one workflow, named without it: accuracy (by type, taxonomy and half too), searches, evidence, habits.
+    """One workflow's metrics, its name left off: accuracy (by type, taxonomy and half too), searches, evidence, habits.
 
     "supported", "unsupported" and "distrusted" are shares of all questions (`reward.support`); the rest were answered
     without a search, or not at all. With a judge, exact match and the share of its replies that could not be read stand

@@ -9,7 +9,7 @@
         fill(played, {"train-0-4": task, …}, play, workers=8)   # adds the rows that are missing, side by side
         "train-0-3" in played, played["train-0-3"]              # memory holds where each row lies, not the row
 
-A line of JSON ends at a line feed alone, whatever else stands in a text.
+A line of JSON ends only at a line feed, whatever other line breaks a text contains.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from pydantic import TypeAdapter
 from mmsr.tools.base import USAGE, FatalToolError, ToolError, in_parallel
 
 SYNC = 1.0  # seconds between two synchronisations of a journal with the disk
-FAILURES = 20  # in a row: these speak of what is asked rather than of an item
+FAILURES = 20  # in a row: so many point to the service that is asked, not to an item
 SEAL = "sha256.json"  # in a folder: the hashes of its files
-UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error)  # of a damaged file
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error)  # raised by a damaged file
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _json(value: Any, **layout: Any) -> str:
-    """JSON with all letters as they are but half a surrogate pair, which UTF-8 cannot hold: it is escaped."""
+    """JSON with all characters as they are, except a lone surrogate, which UTF-8 cannot hold: it is escaped."""
     text = json.dumps(value, ensure_ascii=False, **layout)
     return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
@@ -76,7 +76,7 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 
 @contextlib.contextmanager
 def undamaged(path: Path, remedy: str) -> Iterator[None]:
-    """In this block a file is read: what cannot be made of it becomes FileDamaged, with the remedy.
+    """In this block a file is read: where no sense can be made of it, FileDamaged is raised, with the remedy.
 
     Raises FileNotFoundError, with the remedy ("run notebook 04 first"), where the file is not there.
     """
@@ -91,13 +91,13 @@ def undamaged(path: Path, remedy: str) -> Iterator[None]:
 
 
 def read_json(path: Path, kind: Any, remedy: str) -> Any:
-    """The value of a JSON file, as pydantic makes it of this type. Raises as `undamaged` does."""
+    """The value of a JSON file, validated by pydantic as this type. Raises as `undamaged` does."""
     with undamaged(path, remedy):
         return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_rows(path: Path, remedy: str, known: str | None = None) -> list[dict[str, Any]]:
-    """The rows of JSON lines, whose hash may be known. Raises as `undamaged` does."""
+    """The rows of a file of JSON lines, whose hash must be `known` if that is given. Raises as `undamaged` does."""
     with undamaged(path, remedy):
         if known is not None and sha256(path) != known:
             raise ValueError("another file than was written")
@@ -106,7 +106,7 @@ def read_rows(path: Path, remedy: str, known: str | None = None) -> list[dict[st
 
 
 def read_table(path: Path, columns: Collection[str], remedy: str) -> list[dict[str, str]]:
-    """The rows of a training's CSV, at least one, whose cells are numbers or empty. Raises as `undamaged` does."""
+    """The rows of a training run's CSV, at least one; cells are numbers or empty. Raises as `undamaged` does."""
     with undamaged(path, remedy), path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
         numbers = [float(cell) for row in rows for cell in row.values() if cell != ""]
@@ -125,7 +125,7 @@ def locked(path: Path, timeout: float = -1) -> FileLock:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -152,19 +152,19 @@ class JournalError(RuntimeError):
 
 
 class Stopped(FatalToolError):
-    """Too many pieces of work failed one after the other: what is asked outside is in trouble."""
+    """Too many pieces of work failed one after the other: the outside service is in trouble."""
 
 
 class Journal(ExitStack):
     """Rows by key in a file of JSON lines: what long work has finished, whenever it may be killed. Thread-safe.
 
-    A row is written at once and synchronised with the disk about once a second and at the end: a kill costs nothing
-    that was added, a power cut a second's rows. A last line that a kill tore is dropped at the next opening; the file
-    belongs to one process at a time. `failed` has the keys that were tried in vain, with the errors.
+    A row is written at once and synchronised with the disk about once a second and at the end: a kill loses nothing
+    that was added, a power cut about a second's rows. A last line torn by a kill is dropped at the next opening; the
+    file belongs to one process at a time. `failed` has the keys that were tried in vain, with the errors.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open, or make. Raises JournalError where another process has it open, or a line is no row."""
+        """Open or create. Raises JournalError where another process has it open, or a line is not a row."""
         super().__init__()
         self.path, self.failed = path, dict[str, str]()
         self._places: dict[str, int] = {}
@@ -192,7 +192,7 @@ class Journal(ExitStack):
                 self._note(json.loads(line), place)
             except UNREADABLE:
                 raise JournalError(
-                    f"{self.path}, line {number} is no row of a journal: remove that line, and its work is done again."
+                    f"{self.path}, line {number} is not a journal row: remove that line, and its work is done again."
                 ) from None
             place += len(line)
 
@@ -208,13 +208,13 @@ class Journal(ExitStack):
         self._append({"key": key, **row})
 
     def fail(self, key: str, error: str) -> None:
-        """Keep that the work on `key` failed; it stays missing."""
+        """Note that the work on `key` failed; its row stays missing."""
         self._append({"key": key, "error": error})
 
     def _append(self, row: dict[str, Any]) -> None:
         line = _json(row).encode() + b"\n"
         with self._lock:
-            place = self._file.seek(0, os.SEEK_END)  # first writes the rest of a row for which the disk was too full
+            place = self._file.seek(0, os.SEEK_END)  # the seek first flushes a row that a full disk cut short
             self._file.write(line)
             self._file.flush()
             self._note(row, place)
@@ -250,7 +250,7 @@ def fill(
     workers: int,
     after: Callable[[], None] = lambda: None,
 ) -> None:
-    """`work` on every item that the journal lacks, side by side; each row is kept as soon as it is there.
+    """`work` on every item that the journal lacks, side by side; each row is kept as soon as it is done.
 
     What an item spends on models goes into its row as "usage"; one whose outside call failed stays missing. `after` is
     called after each row. Raises Stopped where FAILURES new items fail in a row, and FatalToolError at once.
@@ -283,7 +283,7 @@ def fill(
 
 
 def total_usage(journals: Sequence[Journal], keys: Sequence[str]) -> dict[str, dict[str, float]]:
-    """What the kept rows have taken, by role: calls, tokens and dollars. Summed in the order of `keys`."""
+    """What the kept rows have cost, by role: calls, tokens and dollars. Summed in the order of `keys`."""
     kept = (journal[key].get("usage", {}) for journal in journals for key in keys if key in journal)
     totals = _summed(pair for usage in kept for pair in usage.items())
     return {role: {**total, "cost": round(total["cost"], 6)} for role, total in sorted(totals.items())}

@@ -3,8 +3,8 @@
     policy = train_grpo(policy, questions, tools, preset, folder, seed, RewardWeights())
 
 Paper's settings: 8 rollouts a question, advantage = reward − group mean (no standard deviation), KL 0.001, clip 0.2.
-rollout.py plays the episodes; with_trl.py hands them to TRL. What TRL computes of them stands here once more by hand,
-for notebook 3: `loss` and its surroundings are held to the trainer's by a test.
+rollout.py plays the episodes; with_trl.py hands them to TRL. What TRL computes from them is written out here once more,
+by hand, for notebook 3: a test holds `loss` and its helpers to the trainer's numbers.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from mmsr.training import StepCSV, quiet_trainers, save_adapter, train, training
 from mmsr.with_trl import EpisodeTrainer, adding
 
 CLIP = 0.2  # of a token's probability over what it was when it was drawn
-KEPT = 4  # adapters of a training: validation says which of them is the agent (`Lab.choose`)
-STEPS = 5  # over which calls are counted: some hundred, of which one burst of failures is not yet a share to stop at
+KEPT = 4  # adapters per training run: validation says which of them is the agent (`Lab.choose`)
+STEPS = 5  # over which calls are counted: some hundred, so that one burst of failures is not yet a reason to stop
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
@@ -73,7 +73,7 @@ def as_rows(questions: Sequence[Asked]) -> Dataset:
 def reward_functions(
     tasks: Mapping[str, Task], weights: RewardWeights, judge: Judge | None
 ) -> tuple[list[Callable], list[float]]:
-    """The reward, and beside it, with weight 0, the parts and habits that the CSV keeps a column of."""
+    """The reward, and beside it, with weight 0, the parts and habits that get a column in the CSV."""
 
     def reward(trajectory: list[Trajectory], **_: Any) -> list[float]:
         return scores(trajectory, [tasks[episode.task_id] for episode in trajectory], weights, judge)
@@ -98,7 +98,7 @@ def reward_functions(
 
 
 class Outage(TrainerCallback):
-    """Ends a training in trouble: FatalToolError where over TOLERATED of STEPS steps' searches or verdicts failed."""
+    """Ends a run in trouble: FatalToolError if over TOLERATED of the last STEPS steps' searches or verdicts fail."""
 
     def __init__(self, judge: Judge | None):
         self.judge, self.searched, self.said = judge, Counter[str](), ""
@@ -128,12 +128,12 @@ class Outage(TrainerCallback):
 
 
 def kept_steps(steps: int) -> list[int]:
-    """After which steps of a training its adapter is kept: quarters of it, of a very short one all."""
+    """The steps after which a training run keeps its adapter: every quarter, or all steps of a very short run."""
     return [step for step in range(1, steps + 1) if step * KEPT % steps < KEPT]
 
 
 class Keeper(TrainerCallback):
-    """Keeps the adapter as it is after `kept_steps`, in a folder for each."""
+    """Saves the adapter after each of `kept_steps`, in a folder of its own."""
 
     def __init__(self, trainer: EpisodeTrainer, folder: Path):
         self.trainer, self.folder = trainer, folder
@@ -157,14 +157,14 @@ def train_grpo(
     """Train a policy that carries the SFT adapter, going on from the last checkpoint if there is one.
 
     The adapter lands in `folder/adapter`, those of `kept_steps` in `folder/kept/<step>`, one row per step in
-    `folder/grpo.csv`. Raises FatalToolError, as `Outage`.
+    `folder/grpo.csv`. Raises FatalToolError, as `Outage` does.
     """
     quiet_trainers()
     by_id, sampling = {question.id: question for question in questions}, Sampling.of(preset, preset.temperature)
     outage = Outage(judge)
 
     def play(names: Sequence[str], keys: Sequence[str]) -> list[Episode]:
-        tasks = {name: Task.of(by_id[name]) for name in dict.fromkeys(names)}  # pictures of one step alone in memory
+        tasks = {name: Task.of(by_id[name]) for name in dict.fromkeys(names)}  # only one step's pictures are in memory
         episodes = roll(policy, [tasks[name] for name in names], tools, preset.prompts, sampling, keys)
         outage.hear(episodes)
         return episodes
@@ -212,13 +212,13 @@ class Group:
 
     @property
     def advantages(self) -> list[float]:
-        """What each has earned above the group's mean: no standard deviation divides it (paper §3.4)."""
+        """What each has earned above the group's mean, not divided by a standard deviation (paper §3.4)."""
         mean = sum(self.rewards) / len(self.rewards)
         return [reward - mean for reward in self.rewards]
 
     @property
     def spread(self) -> float:
-        """The standard deviation of the rewards; where it is 0 all advantages are, and the group teaches nothing."""
+        """The rewards' standard deviation; where it is 0, so are all advantages, and the group teaches nothing."""
         return statistics.pstdev(self.rewards)
 
 
@@ -247,7 +247,7 @@ def loss(
     ratio = (now - drawn).exp()
     gain = torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
     behind = reference - now
-    divergence = behind.exp() - behind - 1  # of the reference from the policy, never below 0
+    divergence = behind.exp() - behind - 1  # Schulman's estimate of KL(policy ‖ reference), never below 0
     return (kl * divergence - gain).mean()
 
 
@@ -263,9 +263,9 @@ def log_probabilities(policy: Policy, row: Row) -> torch.Tensor:
 
 
 def update_by_hand(policy: Policy, group: Group, rate: float, kl: float, times: int) -> list[list[torch.Tensor]]:
-    """So many updates on one group, as if it were the whole batch; LoRA is put back as it was.
+    """`times` updates on one group, as if it were the whole batch; then LoRA is put back as it was.
 
-    Gives the log-probabilities [T] of each episode's tokens as they were drawn, and after each update.
+    Returns the log-probabilities [T] of each episode's tokens as they were drawn, and after each update.
     """
     rows, lora = [episode.row for episode in group.episodes], [w for w in policy.model.parameters() if w.requires_grad]
     kept, optimiser = [weight.detach().clone() for weight in lora], torch.optim.AdamW(lora, lr=rate, weight_decay=0.0)

@@ -46,15 +46,15 @@ if TYPE_CHECKING:
     from mmsr.live.outside import Connection
     from mmsr.live.roles import Rival
 
-WORKERS = 8  # searches side by side where they wait for the network; the engines' own pace still holds
+WORKERS = 8  # searches side by side where they wait for the network; the engines' own rate limits still hold
 SOURCES = ("search", "picture_search", "read_pages", "grounder", "summary")  # what episodes follow from
 
 
 class Lab:
     """An experiment in a run's folder. `adapters` is another run's folder, for adapters that this one has not trained.
 
-    `train_benchmark`, with its files in `train_dir`, is whose training split GRPO and validation ask; else our world.
-    Raises ValueError for settings that cannot be, and FatalToolError for a missing key or an unusable record.
+    GRPO and validation ask the training split of `train_benchmark`, with its files in `train_dir`; else our world.
+    Raises ValueError for impossible settings, and FatalToolError for a missing key or an unusable record.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Lab:
         return self.connection.judge
 
     def policy(self, stage: str = "") -> Policy:
-        """The base, or with the adapter of "sft" or "grpo". Raises as `find_adapter` and `check_adapter` do."""
+        """The base, bare or with the adapter of "sft" or "grpo". Raises as `find_adapter` and `check_adapter` do."""
         size, adapter = self.size, check_adapter(self.adapter(stage)) if stage else None
         return load_policy(size.policy, adapter, size.revision, size.max_pixels, size.four_bit)
 
@@ -108,7 +108,7 @@ class Lab:
         record_metrics(self.folder, values)
 
     def account(self, notebook: str) -> str:
-        """Write down what this notebook asked for outside, and say it in a few lines."""
+        """Record what this notebook asked for outside, and return it in a few lines of text."""
         from mmsr.live.outside import record_usage
 
         return record_usage(self.connection, self.folder, notebook)
@@ -138,10 +138,10 @@ class Lab:
     # --- notebooks 2 and 3
 
     def sft(self) -> Policy:
-        """The cold start on the data of notebook 1, and what was saved of it, loaded again."""
+        """Train the cold start on notebook 1's data, and return it as it was saved, loaded again."""
         examples, pictures = load_examples(self.folder / "data")
         policy = self.policy()
-        _ = self.tools(policy), self.validation  # what cannot be had is told now, not after the training
+        _ = self.tools(policy), self.validation  # what is missing shows now, not after the training
         train_sft(policy, examples, pictures, self.size, self.folder / "sft", self.seed)
         del policy  # its weights may be scattered over the processes now
         gc.collect()
@@ -149,7 +149,7 @@ class Lab:
 
     @functools.cached_property
     def validation(self) -> Sequence[Asked]:
-        """A few questions about validation countries, or about pictures of a benchmark that the cold start has not."""
+        """A few questions about validation countries, or about benchmark pictures that the cold start has not seen."""
         return self._drawn("val", self.size.validation_questions, self.seed)
 
     @functools.cached_property
@@ -162,7 +162,7 @@ class Lab:
         return questions
 
     def _drawn(self, split: str, number: int, seed: int, used: Collection[str] = ()) -> Sequence[Asked]:
-        """Questions of a split of our world; of a benchmark, about nothing `used` or in the data of the cold start."""
+        """Questions from a split of our world, or a benchmark's about nothing `used` or in the cold start's data."""
         if not self.train_benchmark:
             return make_questions(split, number, seed)
         runs = [Path(run) for run in (self.folder, self.adapters) if run and Path(run, "sft", "adapter").is_dir()]
@@ -178,8 +178,8 @@ class Lab:
     def choose(self, policy: Policy) -> tuple[list[dict], dict[str, Interval]]:
         """Of the adapters that GRPO kept, the best on the validation questions is the agent; of equals, the last.
 
-        It becomes `grpo/adapter`, and `policy`, which `grpo` has returned, carries it. Gives its rows, and what to
-        record: its step, accuracy and searches of each. Raises FileNotFoundError or FileDamaged for a kept one.
+        It becomes `grpo/adapter`, and `policy`, which `grpo` has returned, carries it. Returns its rows, and what to
+        record: its step, and each one's accuracy and searches. Raises as `check_adapter` does.
         """
         rows, kept = {}, self.folder / "grpo" / "kept"
         for step in kept_steps(self.size.grpo_steps):
@@ -210,7 +210,7 @@ class Lab:
         return self.connection.rivals()
 
     def exam(self, benchmark: str = "", data_dir: str | Path = "", sample: int = 0) -> Exam:
-        """The world's test questions, or a benchmark's; `sample` draws another number of them than the preset's."""
+        """The world's test questions, or a benchmark's; `sample` draws that many of them, not the preset's number."""
         if not benchmark:
             return Exam(tuple(make_questions("test", sample or self.size.eval_questions, self.seed)))
         from mmsr.benchmarks.registry import open_benchmark
@@ -232,7 +232,7 @@ def training_split(
 
 
 def open_tools(size: Preset, policy: Policy, connection: Connection | None = None) -> Tools:
-    """The tools that a connection's `outside` names; without one the local engines, the frozen base as grounder, and
+    """The tools that a connection's `outside` names; without one, the local engines, the frozen base as grounder, and
     extractive summaries in the preset's budget."""
     summaries = connection and connection.summaries
     if summaries:

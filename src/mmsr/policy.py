@@ -7,7 +7,7 @@
     policy.generate([(picture, messages), …], max_new_tokens=64)
     with policy.base(): …                                           # the frozen base, LoRA switched off
 
-Boxes the model writes are in a frame of its type's own (`FRAMES`); `to_picture` scales them back.
+The boxes that a model writes are in its type's own frame (`FRAMES`); `to_picture` scales them back.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ TINY_DIR = Path(__file__).parent / "assets" / "tiny"
 CHAT_TEMPLATE = (TINY_DIR.parent / "chat_template.jinja").read_text(encoding="utf-8")
 LORA_TARGETS = r".*language_model.*\.((q|k|v|o|gate|up|down|out)_proj|in_proj_(qkv|z|a|b))"
 FRAMES = {"qwen2_5_vl": None, "qwen3_vl": (1000, 1000), "qwen3_5": (1000, 1000)}  # of boxes; None: the resized picture
-NO_THOUGHT = "<think>\n\n</think>\n\n"  # what a model that is told not to think has before each of its turns
+NO_THOUGHT = "<think>\n\n</think>\n\n"  # what stands before each turn of a model that is told not to think
 
 
 class PictureProcessor(Qwen2_5_VLProcessor):
-    """The processor of Qwen2.5-VL and of the younger ones, for pictures alone, by PIL, with or without torchvision.
+    """The processor of Qwen2.5-VL and its successors, for pictures alone, through PIL, with or without torchvision.
 
     The stock classes also build a video processor, which needs torchvision.
     """
@@ -74,7 +74,7 @@ class PictureProcessor(Qwen2_5_VLProcessor):
         return batch
 
     def _adjust_assistant_masks_indices(self, processed_dict: dict, generation_indices: list) -> dict:
-        """As the parent's, which walks token by token: on a tensor that took a sixth of the time of an SFT step."""
+        """As the parent's, which walks token by token: on a tensor, that took a sixth of an SFT step's time."""
         processed_dict["offset_mapping"] = [np.asarray(spans).tolist() for spans in processed_dict["offset_mapping"]]
         return super()._adjust_assistant_masks_indices(processed_dict, generation_indices)
 
@@ -87,7 +87,7 @@ def best_device() -> torch.device:
 def in_bf16(device: torch.device) -> bool:
     """Whether a policy computes in bf16: on a GPU, never on a CPU.
 
-    In bf16 a run's digits hang on the processor, padding moves log-probabilities by up to 0.2, and a step of GRPO was
+    In bf16 a run's digits depend on the processor, padding moves log-probabilities by up to 0.2, and a step of GRPO was
     slower than in fp32 even where there are matrix tiles for it (16.4 s against 13.1 s).
     """
     return device.type == "cuda"
@@ -131,7 +131,7 @@ class Answering(Protocol):
 class Policy:
     """A model with its processor. `model` may be wrapped by LoRA; `name` is what it was loaded from.
 
-    Episodes side by side may ask it, as grounder or for the length of a text: it takes them in turns.
+    Episodes side by side may ask it, as grounder or for the length of a text: it serves one at a time.
     """
 
     model: Any
@@ -206,12 +206,12 @@ class Policy:
                 self.model.train(training)
 
     def read(self, row: Row, observation: str) -> None:
-        """What a tool gave back, appended to a row of the decoder's, and the opening of the next turn."""
+        """Append what a tool gave back, and the opening of the next turn, to a row of the decoder's."""
         with self._alone:
             self.decoder.read(row, observation)
 
     def replace_turn(self, row: Row, written: str, wanted: str) -> str:
-        """Put another text in the place of the turn that a row ends with, unless it is the same; the text."""
+        """Replace the turn that a row ends with, unless the text is the same; returns the new text."""
         if wanted != written:
             with self._alone:
                 self.decoder.replace_turn(row, wanted)
@@ -243,12 +243,12 @@ def load_processor(name: str, revision: str | None = None, max_pixels: int | Non
 
 
 def own_format(tokenizer: Any, name: str) -> tuple[str, str]:
-    """What a model's own chat format writes before the first question, a system turn or nothing, and what before each
-    of the model's turns, the mark of no thought or nothing.
+    """What a model's own chat format writes before the first question (a system turn or nothing), and before each of
+    the model's turns (an empty thought or nothing).
 
     Raises ValueError where its turns are not Qwen's, or where it thinks before each of them and cannot be told not to.
     """
-    if not tokenizer.chat_template:  # as the tiny base, which has learnt no format of its own
+    if not tokenizer.chat_template:  # like the tiny base, which has learnt no format of its own
         return "", ""
     asked, settings = [{"role": "user", "content": "?"}], {"tokenize": False, "add_generation_prompt": True}
     written = tokenizer.apply_chat_template(asked, enable_thinking=False, **settings)
@@ -312,7 +312,7 @@ def lora_config(r: int, alpha: int) -> LoraConfig:
 
 
 def put_on(policy: Policy, adapter: Path) -> None:
-    """Give the LoRA that a policy carries the weights of an adapter of the same shape."""
+    """Load an adapter's weights into a policy's LoRA, which has the same shape."""
     set_peft_model_state_dict(policy.model, load_peft_weights(str(adapter), device=str(policy.device)))
 
 

@@ -4,7 +4,7 @@
     size = get_preset("qwen3b", {"policy": "/data/my-qwen", "grpo_steps": 128})     # any field may be changed
     read_prompt("after_text_search", advice="…")                                    # assets/prompts/, parts filled in
 
-The presets stand in `assets/presets.toml`, with the arithmetic and the sources of their numbers: smoke and tiny on the
+The presets are in `assets/presets.toml`, with the arithmetic and the sources of their numbers: smoke and tiny on the
 shipped policy, the others on Qwen2.5-VL or Qwen3-VL. The prompts of the large policies and of large models are text in
 `assets/prompts/`, in our own words (paper §3.1 and §3.3: what each has to say, not how).
 """
@@ -27,9 +27,9 @@ from mmsr.protocol import Prompts
 ASSETS = Path(__file__).parent / "assets"
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
-ALIKE = {"alike": True}  # a run has one value of it, whichever notebooks it runs when
+ALIKE = {"alike": True}  # a run has one value of it, in all its notebooks
 LOOSE = {"loose": True}  # it may change when a run goes on
-PATH = {"path": True}  # a folder, where there is one of that name, given from where a command runs
+PATH = {"path": True}  # a folder where one of that name exists, relative to where the command runs
 # What pydantic calls a type at the start of an error's name, in words.
 TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
 
@@ -82,9 +82,9 @@ class Preset:
 
 
 def read_settings(kind: type[Settings], values: Mapping[str, Any], name: str) -> Settings:
-    """A pydantic model or dataclass from `values`, which the sentences call `name`; text is read as a field's type.
+    """A pydantic model or dataclass from `values`, which messages call `name`; text is read as a field's type.
 
-    Raises ValueError, in one sentence, for a key that is none, a value of another type, or what a validator refuses.
+    Raises ValueError, in one sentence, for an unknown key, a value of the wrong type, or one that a validator refuses.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{name} must be a dictionary of settings, not {values!r}.")
@@ -112,7 +112,7 @@ def _sentence(error: Mapping[str, Any], name: str) -> str:
 
 
 def read_prompt(name: str, advice: str = "") -> str:
-    """A prompt of `assets/prompts/`; that of a turn holds what a turn may be, and a paragraph of advice where given."""
+    """A prompt from `assets/prompts/`; one for a turn says what a turn may be, and adds `advice` where given."""
     text = _text(name)
     return text.replace("{turn}", _text("turn")).replace("{advice}", f"{advice}\n\n" if advice else "")
 
@@ -138,7 +138,7 @@ def presets() -> dict[str, Preset]:
 def get_preset(name: str, sizes: Mapping[str, Any] | None = None) -> Preset:
     """The preset of that name, with the fields that `sizes` changes; text is read as the field's type.
 
-    Of `prompts` some may be given. A policy of another name has no pinned revision unless one is given. Raises
+    `prompts` may be given in part. A policy of another name has no pinned revision unless one is given. Raises
     ValueError, in one sentence, for an unknown preset or field and for a value that a field cannot have.
     """
     if name not in presets():

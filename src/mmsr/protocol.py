@@ -145,8 +145,8 @@ def _what_is_wrong(text: str) -> str:
 def render_turn(turn: Turn) -> str:
     """The text of a turn; `parse_turn(render_turn(turn)) == turn` for every turn whose fields are plain text.
 
-    A space stands before a text that was copied from a page or a question, for there it had one: a byte-level BPE then
-    writes the same tokens, and the policy copies instead of spelling anew. `parse_turn` takes it off.
+    A space stands before a text that was copied from a page or a question, as it did there: a byte-level BPE then
+    writes the same tokens, and the policy copies instead of spelling anew. `parse_turn` strips it.
     """
     action = turn.action
     if isinstance(action, TextSearch):
@@ -166,7 +166,7 @@ def sanitise(text: str) -> str:
     """Make outside text harmless: no protocol tag and no special token survives, in any spelling.
 
     Compatibility forms (full-width brackets and letters) are folded, invisible characters dropped, and every angle
-    bracket becomes a single guillemet: all special tokens of a policy have one (`policy.load_processor` sees to it).
+    bracket becomes a single guillemet: every special token of a policy has a bracket (`policy.load_processor` checks).
     """
     return visible(text).replace("<", "‹").replace(">", "›")
 

@@ -21,7 +21,7 @@ from mmsr.stats import Interval
 METRICS = "metrics.json"
 WORKFLOWS = ("direct", "rag", "prompted", "sft", "grpo", "teacher")
 CROPS = ("base", "oracle", "whole", "random", "coordinates")
-DETECTOR = "detector"  # one crop more, of a benchmark
+DETECTOR = "detector"  # one more crop, on benchmarks alone
 STAGES = {"sft": "02", "grpo": "03"}  # that train an adapter, and the number of their notebook
 DASH = "–"
 TOLERATED = 0.05  # of a judge's verdicts may be missing before a table of results says so
@@ -31,7 +31,7 @@ TOLERATED = 0.05  # of a judge's verdicts may be missing before a table of resul
 
 
 def workflows(named: Iterable[str]) -> list[str]:
-    """All of ours, and behind them the rivals' (`outside`) among `named`."""
+    """All of ours, then the rivals' (`outside`) among `named`."""
     return [*WORKFLOWS, *(name for name in dict.fromkeys(named) if name not in WORKFLOWS)]
 
 
@@ -54,7 +54,7 @@ def record_metrics(run_dir: Path, values: Mapping[str, Interval | float]) -> Non
 
 
 def _entry(name: str, value: Interval | float) -> dict[str, float | int | None]:
-    """The metric in plain numbers of Python, whatever library they come from."""
+    """The metric in plain Python numbers, whatever library they come from."""
     interval = value if isinstance(value, Interval) else Interval(value)
     bounds = (None if x is None else float(x) for x in (interval.value, interval.low, interval.high))
     plain = asdict(Interval(*bounds, None if interval.n is None else int(interval.n)))
@@ -67,7 +67,7 @@ def read_metrics(run_dir: Path) -> dict[str, Interval]:
     """What the run has measured. Raises FileNotFoundError where it has measured nothing, and FileDamaged."""
     path = run_dir / METRICS
     if not path.exists():
-        raise FileNotFoundError(f"{run_dir} has no {METRICS}: it is no run, or one that has not measured anything yet.")
+        raise FileNotFoundError(f"{run_dir} has no {METRICS}: it is not a run, or has not measured anything yet.")
     remedy = "delete it and the executed notebooks beside it, and run these again; what they trained is kept"
     return read_json(path, dict[str, Interval], remedy)
 
@@ -88,7 +88,7 @@ def find_adapter(stage: str, runs: Sequence[str | Path]) -> Path:
 
 
 def check_adapter(folder: Path) -> Path:
-    """The folder, if its LoRA weights are whole and those that were saved; else FileNotFoundError or FileDamaged."""
+    """The folder, if its LoRA weights are complete and as they were saved; else FileNotFoundError or FileDamaged."""
     remedy = "train it again, or give another"
     read_json(folder / "adapter_config.json", dict, remedy)
     weights = folder / "adapter_model.safetensors"

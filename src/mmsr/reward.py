@@ -6,7 +6,7 @@
 
 s is 1 where the judge finds the answer right: offline by exact match over the gold answer and its aliases, else by a
 large model (`live.roles.ModelJudge`). s_fmt is the share of turns that were valid, an episode without an answer
-counting one broken turn more. So an oracle earns 1 and every malformed turn costs. A price per search and an evidence
+counting one more broken turn. So an oracle earns 1 and every malformed turn costs. A price per search and an evidence
 bonus are weights too.
 
 Exact match is the usual comparison of open question answering (SQuAD, Rajpurkar et al. 2016, evaluation script): case,
@@ -79,10 +79,10 @@ TITLE = 20  # characters of a page's title by which it is found in an observatio
 def support(trajectory: Mapping[str, Any], distrusts: Callable[[str], bool]) -> dict[str, Any]:
     """Which pages hold the answer of an episode (`Trajectory.as_dict()`), once each: {"label": …, "pages": […]}.
 
-    A page holds it where the answer's words stand together in what the policy read of it, both after `normalise`. It is
-    told by the turn that found it first, by its rank, title and address, and whether the run `distrusts` the address.
-    The label is "supported", "distrusted" where such pages alone hold it, "unsupported" where searches found no page
-    that does, and "" where nothing was searched or nothing answered.
+    A page holds it where the answer's words stand together in what the policy read of it, both after `normalise`. Each
+    comes with the turn that found it first, its rank, title and address, and whether the run `distrusts` the address.
+    The label is "supported", "distrusted" where only distrusted pages hold it, "unsupported" where searches found no
+    page that does, and "" where nothing was searched or nothing answered.
     """
     answer, pages = normalise(trajectory["answer"]), dict[str | int, dict[str, Any]]()
     turns = enumerate(trajectory["turns"], 1)
@@ -102,7 +102,7 @@ def support(trajectory: Mapping[str, Any], distrusts: Callable[[str], bool]) -> 
 
 
 def _pages_read(turn: Mapping[str, Any]) -> list[str]:
-    """What was read of a search by the rank of its page: a model's summary, which numbers none, has rank 0."""
+    """What was read of a search, by the rank of each page: a model's summary, which numbers no page, has rank 0."""
     read, titles = [""], [sanitise(hit["title"]).partition("\n")[0][:TITLE] for hit in turn["hits"]]
     for line in turn["observation"].removeprefix("<information>\n").partition("\n</information>")[0].split("\n"):
         rank = len(read)
@@ -140,14 +140,14 @@ class Judge(Protocol):
         """The verdict on one answer. Raises ToolError where none can be had."""
 
     def verdicts(self, rows: Sequence[tuple[str, Sequence[str], str]]) -> list[Verdict]:
-        """On (question, golds, answer) rows, in order, each different one asked once; None as label for a failure."""
+        """On (question, golds, answer) rows, in order; each distinct row is asked once; a failure has no label."""
 
     def counts(self) -> dict[str, int]:
-        """Different answers judged, by label, "unreadable" and "failed", and how many of them match exactly."""
+        """Distinct answers judged, by label, "unreadable" and "failed", and how many of them match exactly."""
 
 
 def verdicts(judge: Judge | None, answered: Sequence[tuple[Task, str]]) -> list[Verdict]:
-    """Of answers to tasks: the judge's verdicts, or exact match's where there is no judge."""
+    """The judge's verdicts on answers to tasks, or exact match's where there is no judge."""
     rows = [(task.question, task.golds, answer) for task, answer in answered]
     if judge is not None:
         return judge.verdicts(rows)
@@ -183,7 +183,7 @@ def evidence(trajectory: Trajectory, task: Task) -> float:
 
 
 def score(trajectory: Trajectory, task: Task, weights: RewardWeights, verdict: Verdict | None = None) -> float:
-    """The reward of an episode, its answer judged exactly where no verdict is given.
+    """The reward of an episode, its answer judged by exact match where no verdict is given.
 
     The reward's parts are kept in `trajectory.reward`. An episode that did not end in an answer is never right.
     """

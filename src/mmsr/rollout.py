@@ -1,12 +1,12 @@
-"""The one loop: a policy plays episodes, all of them abreast, in training, evaluation and ablation alike.
+"""The one loop: a policy plays episodes in lockstep, in training, evaluation and ablation alike.
 
     trajectories = play(policy, tasks, tools, preset.prompts, Sampling.of(preset))
     episodes = roll(policy, tasks, tools, preset.prompts, Sampling.of(preset, temperature=1.0), keys)   # with tokens
     answers = answer_directly(policy, tasks, preset.prompts, batch_size=64)     # the frozen base, without any tool
 
 Turn by turn: every open episode writes a turn (decode.py keeps what was computed), the crops of all are grounded in one
-batch, their searches run side by side, and whoever has answered, broken the protocol three times or used up its tokens
-leaves at once. A turn that is cut off at its limit of tokens is a turn like any other: mostly a broken one.
+batch, their searches run side by side, and an episode that has its answer, three broken turns or no tokens left leaves
+at once. A turn that is cut off at its limit of tokens is a turn like any other, though usually a broken one.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from mmsr.tools.base import Grounder, in_parallel
 
 Rewrite = Callable[[str, Task], str]
 OnTurn = Callable[[TurnRecord, int], None]
-SURE = math.log(0.9)  # a token that was given less is noted, to be seen in the viewer
+SURE = math.log(0.9)  # a token that the policy gave less is noted, for the viewer to show
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Most tokens of a turn, of an episode after its prompt; rows at once; at temperature 0 the likeliest is taken."""
+    """The most tokens of a turn, and of an episode after its prompt; rows at once; temperature 0 decodes greedily."""
 
     turn_tokens: int
     episode_tokens: int
@@ -88,7 +88,7 @@ def roll(
     rewrite: Rewrite | None = None,
     on_turn: OnTurn = lambda record, number: None,
 ) -> list[Episode]:
-    """Play every task to its end. What is sampled in an episode follows from its key alone, whoever answers first.
+    """Play every task to its end. Sampling in an episode depends on its key alone, whichever tool answers first.
 
     An episode's row ends with the last token that the policy wrote. Raises FatalToolError, as tools do.
     """
@@ -126,7 +126,7 @@ def goes_on(policy: Policy, episode: Episode, observation: str, sampling: Sampli
         policy.read(row, observation)
         if sampling.left(row) > 0:
             return True
-        row.rewind(length)  # what no turn is left to read is no part of it
+        row.rewind(length)  # what no further turn will read is not part of it
     row.cache = None
     return False
 
@@ -141,11 +141,11 @@ def note_doubts(policy: Policy, episode: Episode) -> None:
         for place, (_, logp, _) in enumerate(tokens):
             if logp < SURE:
                 start, end = _length(policy, ids[:place]), _length(policy, ids[: place + 1])
-                turn.doubts += [(start, end, round(math.exp(logp), 3))] * (start < end)  # an end token makes nothing
+                turn.doubts += [(start, end, round(math.exp(logp), 3))] * (start < end)  # an end token has no text
 
 
 def _length(policy: Policy, ids: list[int]) -> int:
-    """Characters that tokens make; the last one may be but a part of a letter."""
+    """How many characters tokens decode to; a last one that is still incomplete does not count."""
     return len(policy.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd"))
 
 
@@ -159,7 +159,7 @@ def described_crop(text: str) -> str:
 
 
 def as_coordinates(policy: Policy, grounder: Grounder) -> Rewrite:
-    """A rewriting that makes a described crop one by coordinates, in the policy's frame, as `grounder` gives them."""
+    """A rewrite of a described crop into one by coordinates, in the policy's frame, as `grounder` gives them."""
 
     def rewrite(text: str, task: Task) -> str:
         expression = described_crop(text)

@@ -29,7 +29,7 @@ from mmsr.world.names import invented_name, real_word, spliced_word
 from mmsr.world.relations import RELATIONS
 from mmsr.world.snapshot import load_world
 
-OTHER_WORDS = 0.5  # of the rows with other names: their share in which what is asked goes by other words, too
+OTHER_WORDS = 0.5  # share of the rows with other names in which what is asked goes by other words, too
 
 
 def as_rows(
@@ -60,9 +60,9 @@ def aliased(messages: Sequence[dict], question: Asked, rng: random.Random) -> li
     """The same (`typed`) conversation with every train country under an invented name, the same one in all its turns.
 
     The world has 134 train countries: a small policy that meets them again and again learns their names instead of
-    learning to copy a name from what it reads (as in the anonymised entities of Hermann et al., arXiv 1506.03340). So
-    it is with what is asked: in OTHER_WORDS of these rows any words stand for the relation, unless it has to be put
-    into others, and any word stands first in the question.
+    learning to copy a name from what it reads (as in the anonymised entities of Hermann et al., arXiv 1506.03340). The
+    same goes for what is asked: in OTHER_WORDS of these rows random words stand for the relation, except in a hard
+    question, which has to be reworded, and a random word opens the question.
     """
     countries: dict[str, str] = {}
     asked, noun, other = question.text, "", ""
@@ -138,5 +138,5 @@ def train_sft(
         peft_config=lora_config(preset.lora_r, preset.lora_alpha),
         callbacks=[StepCSV(folder / "sft.csv")],
     )
-    trainer.model_accepts_loss_kwargs = True  # Qwen's says no: passes and processes would be averaged, not their tokens
+    trainer.model_accepts_loss_kwargs = True  # Qwen's model says no: passes and processes would be averaged, not tokens
     return train(trainer, policy, folder)

@@ -4,7 +4,7 @@
     paired_difference(grpo, sft, clusters=countries, seed=0)      # mean gain per question, with its 95 % interval
     mcnemar(grpo, sft)                                            # exact two-sided p for two rows of right and wrong
 
-All intervals are of 95 %; the paper reports none (§4). A proportion of independent questions gets Wilson's. Questions
+All intervals are 95 %; the paper reports none (§4). A proportion of independent questions gets Wilson's. Questions
 about one entity fail together: they get a percentile bootstrap that draws whole clusters. It is written out because
 scipy's draws single values, and because runs are compared to the last digit.
 """
@@ -44,7 +44,7 @@ def proportion(outcomes: Iterable[bool]) -> Interval:
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Exact two-sided McNemar p that two systems are equally often right on the same questions.
+    """Exact two-sided p-value of McNemar's test: are two systems equally often right on the same questions?
 
     The binomial test on the questions where just one is right; ValueError for unequal lengths.
     """
@@ -113,7 +113,7 @@ def harmonic_interval(
 
 
 def _same(a: Sequence[object], b: Sequence[object]) -> None:
-    """ValueError where the two are not of one length."""
+    """ValueError where the two differ in length."""
     if len(a) != len(b):
         raise ValueError(f"Values must be paired one to one, got {len(a)} and {len(b)}.")
 

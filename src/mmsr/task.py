@@ -23,7 +23,7 @@ UNPICTURED = Image.new("RGB", (1, 1))  # scoring looks at no picture
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What every question has. `entity` is what it is about, for intervals; `half` its part of a test set.
+    """What every question has. `entity` is what it is about, to cluster by; `half` its part of a test set.
 
     `box`, in pixels of the picture, and `gold_pages` are what a search should find, where that is known.
     """
@@ -45,7 +45,7 @@ class Asked:
         return (self.answer, *self.aliases)
 
     def draw(self) -> Image.Image:
-        """The picture. Raises ValueError where it cannot be had."""
+        """The picture. Raises ValueError where it cannot be read."""
         raise NotImplementedError
 
     def as_dict(self) -> dict[str, Any]:
@@ -84,6 +84,6 @@ class Task:
 
     @classmethod
     def of(cls, asked: Asked, pictured: bool = True) -> Task:
-        """The one way to make a task of a question; without its picture it can be scored and not played."""
+        """The one way to make a task of a question; without its picture it can be scored but not played."""
         picture = asked.draw() if pictured else UNPICTURED
         return cls(asked.id, asked.text, picture, asked.golds, asked.gold_pages, asked.box, asked.entity)

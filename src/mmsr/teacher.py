@@ -37,7 +37,7 @@ LOST = "I could not find it."
 
 
 class Teacher:
-    """Plays one question at a time, always in the same words: a small policy learns one way of saying it sooner."""
+    """Plays one question at a time, always in the same words: a small policy learns a single wording sooner."""
 
     def play(self, question: Question, env: SearchEnv) -> Trajectory:
         """Play a question to its end in `env`, the episode of its task, and return the trajectory."""
@@ -130,7 +130,7 @@ def scripted(tools: Tools) -> Player:
 
     def prepare(questions: Sequence[Asked]) -> None:
         if any(not isinstance(question, Question) for question in questions):
-            raise FunnelError("The scripted teacher plays questions of the world alone: name a model as the teacher.")
+            raise FunnelError("The scripted teacher plays only questions of the world: name a model as the teacher.")
         tools.grounder.locate_all([(asked.draw(), asked.expression) for asked in questions if asked.expression])
 
     settings = {"teacher": "scripted", "code": _code()}
@@ -139,7 +139,7 @@ def scripted(tools: Tools) -> Player:
 
 @functools.cache
 def _code() -> str:
-    """Of the sources that this process runs: those on the disk when it first asks."""
+    """A hash of the sources that this process runs: those on the disk when it first asks."""
     package, digest = Path(__file__).parent, hashlib.sha256()
     for path in sorted(path for pattern in EPISODE_CODE for path in package.glob(pattern)):
         digest.update(path.read_bytes())

@@ -24,7 +24,7 @@ from mmsr.files import FileDamaged, check_seal, read_json, read_table, seal, und
 from mmsr.policy import Policy, best_device, in_bf16, list_targets
 from mmsr.presets import Preset
 
-# of a GRPO step, whose loss is 0 by its making: advantages of a group have no mean, and the ratio starts at 1
+# of a GRPO step, whose loss is 0 by construction: a group's advantages average 0, and the ratio starts at 1
 REINFORCED = {"reward": "reward", "accuracy": "rewards/accuracy/mean", "searches": "rewards/searches/mean"}
 PATIENCE = timedelta(hours=2)  # of processes for each other: live tools may hold one of them up
 MESSAGES = [{"role": Value("string"), "content": [{"type": Value("string"), "text": Value("string")}]}]  # of a row
@@ -33,8 +33,8 @@ MESSAGES = [{"role": Value("string"), "content": [{"type": Value("string"), "tex
 class StepCSV(TrainerCallback):
     """Writes each step's logged numbers as a CSV row and shows a line of progress.
 
-    The file is rewritten whole, so it is never half a table. A resumed training keeps the rows before its checkpoint,
-    which must all be there: FileDamaged.
+    The file is rewritten whole, so it is never half a table. A resumed run keeps the rows before its checkpoint, which
+    must all be there, else FileDamaged is raised.
     """
 
     def __init__(self, path: Path):
@@ -76,7 +76,7 @@ class Sealed(TrainerCallback):
 def last_checkpoint(folder: Path) -> str | None:
     """The newest whole checkpoint to go on from, or None; those that a kill has left half saved are removed.
 
-    Raises FileDamaged where none is whole and one was saved to its end.
+    Raises FileDamaged where none is whole, though one had been saved completely.
     """
     with processes().main_process_first():  # which removes; the others find what is left
         found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
@@ -124,7 +124,7 @@ def split_batch(batch: int, micro_batch: int) -> tuple[int, int]:
 
 
 def training_arguments(preset: Preset, folder: Path, seed: int, batch: int) -> dict[str, Any]:
-    """What both trainers are told: `batch` rows a step, where checkpoints go, and on what to compute."""
+    """The settings of both trainers: `batch` rows a step, where checkpoints go, and which device computes."""
     rows, passes = split_batch(batch, preset.micro_batch)
     return {
         "output_dir": str(folder / "checkpoints"),
@@ -155,10 +155,10 @@ def typed(messages: Sequence[dict]) -> list[dict]:
 
 
 class Frozen(TrainerCallback):
-    """What is frozen is not differentiated.
+    """Spares what is frozen the backward pass.
 
-    For checkpointing that re-enters the graph, which this is not, trainers let gradients into the embeddings by hooks,
-    into the vision encoder's too.
+    For reentrant checkpointing, which this is not, trainers use hooks that let gradients into the embeddings, the
+    vision encoder's too.
     """
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -182,7 +182,7 @@ def train(trainer: Trainer, policy: Policy, folder: Path) -> Policy:
 
 
 def save_adapter(trainer: Trainer, folder: Path) -> None:
-    """Write the LoRA weights in training, from the main process alone; weights that are sharded are gathered first."""
+    """Save the LoRA weights being trained, from the main process alone; sharded weights are gathered first."""
     accelerator = trainer.accelerator
     weights = accelerator.get_state_dict(trainer.model_wrapped)
     if accelerator.is_main_process:

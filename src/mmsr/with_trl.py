@@ -8,8 +8,8 @@ gives way to the episode's number, by which its row is found again when log-prob
 differentiates nothing that is frozen, computes rows of like length together, without padding or a mask, and asks the
 head about written tokens alone.
 
-Where tools fail it is not the policy's fault (OpenSearch-VL's fatal-aware GRPO): what is written after `env.STRANDED`
-failures in a row bears no loss, and by `_generate_and_score_completions` such an episode has no negative advantage.
+Where tools fail, it is not the policy's fault (OpenSearch-VL's fatal-aware GRPO): what is written after `env.STRANDED`
+failures in a row bears no loss, and `_generate_and_score_completions` leaves such an episode no negative advantage.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from mmsr.policy import Policy, merged
 from mmsr.rollout import Episode
 
 ROWS = 8  # computed on at once, of like length
-SHOWN = 10  # steps from one episode that trackers are shown to the next
-Play = Callable[[Sequence[str], Sequence[str]], list[Episode]]  # tasks by identifier, and a key of chance for each
+SHOWN = 10  # steps between two episodes that trackers are shown
+Play = Callable[[Sequence[str], Sequence[str]], list[Episode]]  # task identifiers, and a random key for each
 
 
 class EpisodeTrainer(GRPOTrainer):
-    """TRL's GRPO on episodes that `play` gives; what it computes of them is the same."""
+    """TRL's GRPO on episodes that `play` gives; what it computes from them is the same."""
 
     def __init__(self, policy: Policy, play: Play, **settings: Any):
         super().__init__(rollout_func=self._roll, **settings)
@@ -57,7 +57,7 @@ class EpisodeTrainer(GRPOTrainer):
         }
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
-        """What TRL makes of a step; the advantage of an episode that its tools have left is at least 0."""
+        """What TRL makes of a step; the advantage of an episode that its tools have stranded is at least 0."""
         step = super()._generate_and_score_completions(inputs)
         left = torch.tensor(self._stranded, device=step["advantages"].device)
         return step | {"advantages": torch.where(left, step["advantages"].clamp(min=0), step["advantages"])}
@@ -116,7 +116,7 @@ class EpisodeTrainer(GRPOTrainer):
 
 
 def learned_from(episode: Episode) -> list[int]:
-    """1 for each token after the prompt that the policy wrote, before the tools had left it; else 0."""
+    """1 for each token after the prompt that the policy wrote before its tools stranded it; else 0."""
     written = episode.row.written[episode.row.prompt :]
     turns = accumulate(own and not before for before, own in zip([False, *written], written))
     last = episode.trajectory.stranded or len(written)
@@ -125,7 +125,7 @@ def learned_from(episode: Episode) -> list[int]:
 
 @contextlib.contextmanager
 def adding(network: Any, added: dict[str, Any]) -> Iterator[None]:
-    """In this block `added` (of the decoder's) goes to the language model; the model around it makes it from pixels."""
+    """In this block `added` (of the decoder's) goes to the language model; the full model would make it from pixels."""
 
     def add(module: Any, args: tuple, given: dict[str, Any]) -> tuple:
         return args, given | added

@@ -290,7 +290,7 @@ def test_wrong_names_and_folders() -> None:
     with pytest.raises(BenchmarkError, match=r"infoseek.*okvqa"):
         check_benchmark("vqa", FIXTURES / "okvqa")
     for name in BENCHMARKS:
-        with pytest.raises(BenchmarkError, match=r"the files of .*: 'nowhere' is none\. It holds \S+"):
+        with pytest.raises(BenchmarkError, match=r"the files of .*: 'nowhere' is not one\. Such a folder holds \S+"):
             check_benchmark(name, "nowhere")
     with pytest.raises(BenchmarkError, match="is missing: the benchmark needs its published file"):
         BENCHMARKS["okvqa"].load(Path("nowhere"))

@@ -110,7 +110,7 @@ def test_questions_of_the_test_set_are_refused_for_training_with_their_count(
 ) -> None:
     folder = write(tmp_path / "fvqa_train.parquet", range(9))
     asked = training_questions("fvqa_train", folder, 0, seed=0)
-    assert len(asked) == 9 and "fvqa_test.parquet is not there: fvqa_train was not held" in capsys.readouterr().out
+    assert len(asked) == 9 and "fvqa_test.parquet is not there: fvqa_train was not checked" in capsys.readouterr().out
     write(folder / "fvqa_test.parquet", [3, 40], split="test")  # a picture
     assert [q.id for q in training_questions("fvqa_train", folder, 0, 0)] == [q.id for q in asked if q.id[-1] != "3"]
     said = "1 of 9 questions of fvqa_train are refused: their identifier or picture is in fvqa_test.parquet.\n"
@@ -145,7 +145,7 @@ def test_any_file_in_fvqas_format_is_trained_on_and_held_against_the_test_beside
 
 def test_what_is_there_to_test_is_not_trained_on() -> None:
     with pytest.raises(
-        BenchmarkError, match=r"okvqa is there to test, not to train on: .* infoseek_train or fvqa_train"
+        BenchmarkError, match=r"okvqa is for testing, not for training: .* infoseek_train or fvqa_train"
     ):
         training_questions("okvqa", FIXTURES / "okvqa", 0, seed=0)
 
@@ -156,7 +156,7 @@ def test_what_is_there_to_test_is_not_trained_on() -> None:
 def test_what_there_is_not_is_refused_before_anything_is_read(read: Callable, tmp_path: Path) -> None:
     for name, folder, sample, named in (
         ("vqa", tmp_path, 0, "no benchmark 'vqa': choose one of infoseek"),
-        ("okvqa", "", 0, "data_dir must be the folder with the files of okvqa: '' is none"),
+        ("okvqa", "", 0, "data_dir must be the folder with the files of okvqa: '' is not one"),
         ("okvqa", tmp_path / "nowhere", 0, "data_dir must be the folder"),
         ("okvqa", tmp_path, -1, "sample must be a number of questions, .* got -1"),
     ):

@@ -155,7 +155,7 @@ def test_a_model_too_large_is_refused_before_anything_is_made(
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--steps", "0"], "--steps takes a number from 1 on"), (["--out", "nowhere/b.json"], "no folder nowhere")],
+    [(["--steps", "0"], "--steps takes a number of at least 1"), (["--out", "nowhere/b.json"], "no folder nowhere")],
 )
 def test_what_is_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["bench", *options]) == 2

@@ -90,7 +90,7 @@ def test_the_command_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["fit", "--preset", "qwen3b", "--gpu-gb", "40", "--gpu", "NVIDIA A100-SXM4-40GB", *given]
     assert cli.main([*asked, "-p", "budget_money=300"]) == 0
     shown = capsys.readouterr().out
-    assert "an A100 takes, about" in shown and "budget_money does not reach the end: it is spent in 03_grpo" in shown
+    assert "an A100 takes, about" in shown and "budget_money does not last to the end: it is spent in 03_grpo" in shown
     assert "a step of grpo" in shown and "budget_money=300" in shown.split("mmsr run")[1].splitlines()[0]
     assert cli.main(asked) == 0
     assert "does not reach" not in capsys.readouterr().out

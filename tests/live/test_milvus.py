@@ -202,7 +202,7 @@ def test_an_address_that_is_none_is_told(address: str) -> None:
 
 
 def test_a_file_in_no_folder_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ToolError, match="its folder must exist, and one process alone may have it open"):
+    with pytest.raises(ToolError, match="its folder must exist, and only one process may have it open"):
         world_text_search(WORLD, str(tmp_path / "none" / "world.db"))
 
 

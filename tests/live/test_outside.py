@@ -232,7 +232,7 @@ def test_what_got_no_answer_is_counted_alike_live_and_in_replay(web: LocalWeb, t
         here = outside(search="serper", search_url=web.url, mode=mode, record=str(tmp_path / "calls"))
         connection = connect(here, tmp_path / mode)
         assert [hit.text for hit in connection.text_search(WORLD).search("a", 3)] == ["Nairobi"] * 2
-        assert "asked in vain: page 2" in record_usage(connection, tmp_path / mode, "04_evaluate")
+        assert "not answered: page 2" in record_usage(connection, tmp_path / mode, "04_evaluate")
         found = read_metrics(tmp_path / mode)
         assert found["outside/04_evaluate/page/asked"].value == found["outside/04_evaluate/page/failed"].value == 2
         assert found["outside/04_evaluate/serper/failed"].value == 0

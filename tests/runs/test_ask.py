@@ -160,7 +160,7 @@ def test_what_cannot_be_asked_is_said(
     assert "more than 25 million pixels" in refused(capsys, str(huge), "What?", *good)
     assert "the question is empty" in refused(capsys, str(flags), "  ", *good)
     assert "no preset 'huge'" in refused(capsys, str(flags), "What?", "--preset", "huge")
-    assert "is no folder of LoRA weights" in refused(capsys, str(flags), "What?", "--adapter", str(tmp_path))
+    assert "is not a folder of LoRA weights" in refused(capsys, str(flags), "What?", "--adapter", str(tmp_path))
     assert "neither state.json nor manifest.json" in refused(capsys, str(flags), "What?", "--run", str(tmp_path))
     (tmp_path / "state.json").write_text("{")
     assert "state.json is broken: give the agent's" in refused(capsys, str(flags), "What?", "--run", str(tmp_path))
@@ -173,7 +173,7 @@ def test_what_cannot_be_asked_is_said(
     wrong = tmp_path / "wrong"
     wrong.mkdir()
     (wrong / "adapter_config.json").write_text("{}")
-    assert "is no folder of LoRA weights" in refused(capsys, str(flags), "What?", "--adapter", str(wrong))
+    assert "is not a folder of LoRA weights" in refused(capsys, str(flags), "What?", "--adapter", str(wrong))
     shutil.copy(adapter / "adapter_config.json", wrong)  # and no weights
     assert "could not be loaded" in refused(capsys, str(flags), "What?", "--adapter", str(wrong))
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -181,7 +181,7 @@ def test_what_cannot_be_asked_is_said(
             shutil.copytree(adapter, wrong, dirs_exist_ok=True)
             damage(wrong / name, how)
             said = refused(capsys, str(flags), "What?", "--adapter", str(wrong))
-            assert f"{name} is damaged: train it again" in said or "is no folder of LoRA weights" in said
+            assert f"{name} is damaged: train it again" in said or "is not a folder of LoRA weights" in said
     monkeypatch.setattr("mmsr.runs.ask.SHIPPED", tmp_path / "none")
     assert "ships no trained tiny agent: give one with --run RUN" in refused(capsys, str(flags), "What?")
 

@@ -128,7 +128,7 @@ def test_a_check_that_was_killed_goes_on_unless_what_it_runs_has_changed(
     source = clone / "notebooks" / "01_build_data.ipynb"
     source.write_text(change(source.read_text()))
     assert cli.main(["check"]) == (0 if goes_on else 1)  # another notebook measures another thing
-    assert ("was finished before" in capsys.readouterr().out) == goes_on
+    assert ("is already finished" in capsys.readouterr().out) == goes_on
 
 
 @pytest.mark.parametrize("lost", ["metrics.json", "manifest.json", "grpo/grpo.csv"])

@@ -214,7 +214,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(monkeypatch: pytest.MonkeyPat
         (["sft"], "holds no finished data set: run notebook 01 first"),
         (["sft", "--preset", "huge"], "no preset 'huge': use one of tiny, smoke"),
         (["sft", "-p", "kl=0"], "There is no parameter 'kl': there are train_benchmark, train_dir; in sizes name"),
-        (["sft", "-p", "train_benchmark=okvqa", "-p", "train_dir=."], "okvqa is there to test, not to train on"),
+        (["sft", "-p", "train_benchmark=okvqa", "-p", "train_dir=."], "okvqa is for testing, not for training"),
         (["grpo"], "is not there: run notebook 02 first"),
         (["grpo", "-p", "seed=1"], "The parameter seed is set by --seed"),
         (["grpo", "-p", "kl=much"], "03_grpo: kl must be a number, not 'much'"),

@@ -202,14 +202,14 @@ def test_an_unknown_notebook_is_refused(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "folder"), [("benchmark", "data_dir"), ("train_benchmark", "train_dir")])
 def test_a_benchmark_without_its_files_is_refused_before_anything_starts(root: Path, name: str, folder: str) -> None:
     write(root, "01_first", f"{OURS}{name} = ''\n{folder}: 'Path' = ''\nsample = 0\n")
-    with pytest.raises(UsageError, match="must be the folder with the files of fvqa_train: '' is none"):
+    with pytest.raises(UsageError, match="must be the folder with the files of fvqa_train: '' is not one"):
         go(root, "01", parameters={name: "fvqa_train"})
     assert not (root / "papermill_runs").exists()
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x" * 65, "ß\n"])
 def test_a_name_that_no_folder_can_bear_is_refused(root: Path, name: str) -> None:
-    with pytest.raises(UsageError, match=r"cannot be named .*: use up to 64 letters, digits, points, dashes"):
+    with pytest.raises(UsageError, match=r"cannot be named .*: use up to 64 letters, digits, dots, dashes"):
         go(root, name=name)
     assert not (root / "papermill_runs").exists()
 
@@ -375,7 +375,7 @@ def test_a_finished_run_is_not_done_again(root: Path, capsys: pytest.CaptureFixt
     before = (go(root) / "metrics.json").read_bytes()
     folder = go(root)
     assert len(log(folder)) == 2
-    assert "01_first was finished before" in capsys.readouterr().out
+    assert "01_first is already finished" in capsys.readouterr().out
     assert (folder / "metrics.json").read_bytes() == before
 
 
@@ -498,7 +498,7 @@ def test_a_notebook_whose_copy_was_deleted_runs_again(root: Path, capsys: pytest
     (folder / "01_first.ipynb").unlink()
     go(root)
     assert log(folder) == ["first tiny 0 3", "second tiny 0 0.5 a b", "first tiny 0 3"]
-    assert "02_second was finished before (it runs again where its copy is deleted)" in capsys.readouterr().out
+    assert "02_second is already finished (delete its copy to run it again)" in capsys.readouterr().out
     assert json.loads((folder / "state.json").read_text())["notebooks"]["01_first"]["seconds"] < 1000  # of the new one
 
 

@@ -306,7 +306,7 @@ def test_gallery_and_side_by_side(tmp_path: Path) -> None:
     sft = rows[3]
     figure = side_by_side(sft, by["grpo", sft["question"]["id"]])
     assert "Agent after SFT" in words(figure) and "Agent after GRPO" in words(figure)
-    with pytest.raises(ValueError, match="give one question's"):
+    with pytest.raises(ValueError, match="give two rows on one question"):
         side_by_side(rows[0], rows[-1])
     with pytest.raises(ValueError, match="at least one row"):
         gallery([], tmp_path / "none.png")

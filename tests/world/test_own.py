@@ -210,9 +210,9 @@ GOOD = '{"title": "a", "text": "b"}\n'
     ("lines", "said"),
     [
         ("", "pages.jsonl is empty: a world has pages and pictures"),
-        (GOOD + "{\n", "pages.jsonl, line 2: expected a JSON object of texts, with title and text"),
+        (GOOD + "{\n", "pages.jsonl, line 2: expected a JSON object of strings, with title and text"),
         (GOOD + "[1]\n", "line 2: expected a JSON object"),
-        ('{"title": "a", "contents": "b"}\n', "line 1: expected a JSON object of texts, with title and text"),
+        ('{"title": "a", "contents": "b"}\n', "line 1: expected a JSON object of strings, with title and text"),
         ('{"title": null, "text": "b"}\n', "line 1: expected a JSON object"),
         ('{"title": "a", "text": "b", "url": 7}\n', "line 1: expected a JSON object"),
         ('{"title": "a", "text": "b", "id": 2}\n' + GOOD, "line 2: '2' stands in an earlier line too"),
@@ -237,13 +237,13 @@ def test_pictures_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     for name in ("a.png", "B.JPG", ".hidden.png", "notes.txt"):
         (given[1] / name).write_text("no picture")
     Image.new("RGB", (9, 9)).save(given[1] / "c.webp")
-    with pytest.raises(ValueError, match=r"2 of 3 pictures are to be mended or left out\. The picture .*B\.JPG cannot"):
+    with pytest.raises(ValueError, match=r"2 of 3 pictures must be mended or left out\. The picture .*B\.JPG cannot"):
         index_world(*given)
     (given[1] / "pictures.jsonl").write_text('{"file": "c.webp", "title": "C"}\n{"file": "c.webp", "title": "D"}\n')
     with pytest.raises(ValueError, match=r"pictures\.jsonl, line 2: 'c\.webp' stands in an earlier line too"):
         index_world(*given)
     (given[1] / "pictures.jsonl").write_text('{"file": "c.webp", "title": "C"}\n{"name": "c.webp", "title": "D"}\n')
-    with pytest.raises(ValueError, match=r"line 2: expected a JSON object of texts, with file and title"):
+    with pytest.raises(ValueError, match=r"line 2: expected a JSON object of strings, with file and title"):
         index_world(*given)
     (given[1] / "pictures.jsonl").write_text('{"file": "c.webp", "title": "C"}\n{"file": "d.png", "title": "D"}\n')
     with pytest.raises(ValueError, match=r"1 of 2 pictures .*d\.png cannot be read \(.*No such file"):

@@ -48,7 +48,7 @@ def share(answers: Sequence[str], golds: Sequence[Sequence[str]]) -> float:
 def locating(policy: Policy, n: int, photo: bool) -> dict[str, float]:
     """By the way that flags of test countries are pointed at: mean IoU, the share of 0.5 or more, and recall@1.
 
-    That is how often the crop finds the flag's own country; `gold` is what it is with the true boxes.
+    Recall@1 is how often the crop finds the flag's own country; `gold` is what it is with the true boxes.
     """
     rng, grounder, world = random.Random(1), BaseGrounder(policy), load_world()
     isos, search = [country.iso for country in world.by_split("test")], world.picture_search().search
@@ -134,7 +134,7 @@ def error_of(answer: str, gold: str, page: str, pages: str) -> str:
 
 
 def visual(policy: Policy, questions: list[Question], behind_a_remark: bool) -> float:
-    """Exact match on questions that the picture alone answers, said at once or in a mark behind a remark."""
+    """Exact match on questions that the picture alone answers, said at once or in a tag after a remark."""
     rng, seen = random.Random(6), [q for q in questions if q.type == "visual"]
     texts = [marked((q.text, ""), rng)[0] if behind_a_remark else q.text for q in seen]
     answers = policy.ask([(q.draw(), [said(text)]) for q, text in zip(seen, texts)], max_new_tokens=64)
@@ -176,7 +176,7 @@ Tries = Annotated[int, typer.Option(min=8)]  # with fewer, some skill may be met
 
 
 def check(base: str = "tiny", tries: Tries = 200, out: Path | None = None) -> None:
-    """Print what a base can do, so many tries of each skill, and write it to `--out`."""
+    """Print what a base can do, with so many tries of each skill, and write it to `--out`."""
     policy, n = load_policy(base), tries
     test, train = load_world().by_split("test"), load_world().by_split("train")
     known, other = ([country for country in train if country.known == known] for known in (True, False))

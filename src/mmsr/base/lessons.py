@@ -27,10 +27,10 @@ from mmsr.world.snapshot import load_world
 
 SIZES = tomllib.loads((ASSETS / "base" / "architecture.toml").read_text(encoding="utf-8"))
 PATCH, MERGE = SIZES["vision"]["patch_size"], SIZES["vision"]["spatial_merge_size"]
-VIEW = SIZES["pictures"]["side"]  # of a square picture as the tiny policy sees it; of others the area is its square
+VIEW = SIZES["pictures"]["side"]  # of a square picture as the tiny policy sees it; others have the same area
 UNKNOWN = "unknown"
 PHOTOS = 0.6  # of the scenes that both kinds can show
-DRAWN = 1.75  # times as wide as it is seen is a photo scene drawn
+DRAWN = 1.75  # a photo scene is drawn this many times as wide as it is seen
 POINTED = (*KINDS, "look")
 
 
@@ -46,7 +46,7 @@ def lesson_view(rng: random.Random) -> Size:
 
 
 def _any_size(rng: random.Random) -> Size:
-    """Of a large picture, up to twice as wide as high, or as high as wide."""
+    """The size of a large picture, up to twice as wide as high, or twice as high as wide."""
     slim = 2 ** (rng.uniform(-1, 1) / 2)
     return round(1000 * slim), round(1000 / slim)
 
@@ -70,7 +70,7 @@ def lesson_scene(rng: random.Random, view: Size = (VIEW, VIEW)) -> Scene:
 
 
 def invented_flag(rng: random.Random) -> tuple[str, Image.Image]:
-    """Stripes, a cross or a triangle, perhaps with an emblem, in random colours; named by what it can be told by."""
+    """Stripes, a cross or a triangle, perhaps with an emblem, in random colours; its name is that of the emblem."""
     width, height = 100, rng.choice((50, 60, 67, 67, 67, 75, 100))
     flag = Image.new("RGBA", (width, height), "white")
     draw = ImageDraw.Draw(flag)
@@ -120,7 +120,7 @@ def mosaic(rng: random.Random, view: Size = (VIEW, VIEW)) -> tuple[Image.Image, 
 
 
 def box_text(flag: PlacedFlag, scene: Scene) -> str:
-    """The box of one flag as the policy writes it: whole pixels of its view, rather too wide than too tight."""
+    """The box of one flag as the policy writes it: whole pixels of its view, too wide rather than too tight."""
     (wide, high), (width, height) = view_of(scene.picture.size), scene.picture.size
     x1, y1, x2, y2 = flag.box
     edges = (math.floor(x1 * wide / width), math.floor(y1 * high / height))

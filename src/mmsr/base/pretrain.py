@@ -56,7 +56,7 @@ STEPS = 100  # between two reports of the loss and two saves
 SCENE_REUSE = 4
 MOSAICS = 0.4  # of the pictures drawn; a scene serves four sequences, so about a seventh of the sequences
 QUIET_WEIGHT = 0.1  # of a token that is no answer, against 1 of an answer's
-QUIET_SHARE = 0.125  # of those tokens are drawn to bear it for all: logits over the vocabulary are a fifth of a step
+QUIET_SHARE = 0.125  # of those tokens, at random, bear it for all: logits over the vocabulary are a fifth of a step
 
 
 class Phase(NamedTuple):
@@ -138,7 +138,7 @@ class Lessons(IterableDataset):
         seen = np.array(scene.picture.resize(view, Image.Resampling.BICUBIC))
         for _ in range(SCENE_REUSE):
             relay = relays.draw(scene, rng) if rng.random() < self.phase.relays else []
-            if relay:  # behind what relays never ask, lest it be forgotten
+            if relay:  # after what relays never ask, lest it be forgotten
                 lessons = visual_lessons(scene, rng)[:2] + [now_and_then_marked(lesson, rng) for lesson in relay]
             else:
                 lessons = scene_lessons(scene, rng)
@@ -149,7 +149,7 @@ class Lessons(IterableDataset):
         self, lessons: list[Lesson], view: Size, rng: random.Random, copying: float, behind_texts: bool = True
     ) -> np.ndarray:
         """These lessons, the picture before the first one, then lessons on text up to the phase's length."""
-        if behind_texts and rng.random() < 0.5:  # some lessons on text go first: skills must not hang on the place
+        if behind_texts and rng.random() < 0.5:  # some lessons on text go first: skills must not depend on the place
             lessons = [text_lesson(rng, copying) for _ in range(rng.randint(1, 4))] + lessons
         tokens = (view[0] // PATCH // MERGE) * (view[1] // PATCH // MERGE)
         picture = "<|vision_start|>" + "<|image_pad|>" * tokens + "<|vision_end|>"
@@ -258,7 +258,7 @@ def train(out: Path, start: Path | None, phase: Phase, seed: int, workers: int) 
     if going_on:
         done = before.pop()
         optimiser.load_state_dict(torch.load(partial / OPTIMISER, map_location=device, weights_only=True))
-    lessons = Lessons(tokenizer, phase, seed + done["steps"])  # others than those before it was stopped
+    lessons = Lessons(tokenizer, phase, seed + done["steps"])  # not those from before it was stopped
     loader = DataLoader(lessons, batch_size=None, num_workers=workers, pin_memory=cuda)
     began, earlier, window = time.time(), done["minutes"], []
     for ids, views in loader:

@@ -44,7 +44,7 @@ def pages_of(country: Country) -> list[Page]:
 
 
 def open_topic(country: Country, rng: random.Random) -> tuple[Page, str, str, str] | None:
-    """What a clause of a page tells, by its own words: page, clause, noun, answer. None where it cannot be asked."""
+    """What a clause of a page says, in its own words: page, clause, noun, answer. None where it cannot be asked."""
     page = rng.choice(pages_of(country))
     field = page.title.split(": ", 1)[1].lower()
     clauses = page.text.split("; ")
@@ -74,7 +74,7 @@ MARKS = {"a": "áãâä", "e": "éèê", "i": "íî", "o": "óôöø", "u": "ú�
 
 
 def lesson_name(rng: random.Random) -> str:
-    """An invented name; in one of eight a letter bears a mark, or something stands before an apostrophe."""
+    """An invented name; in one of eight a letter has a diacritic, or the name follows an apostrophe."""
     name, draw = invented_name(rng), rng.random()
     places = [i for i, letter in enumerate(name) if letter in MARKS]
     if draw < 0.1 and places:
@@ -84,7 +84,7 @@ def lesson_name(rng: random.Random) -> str:
 
 
 def invented_number(rng: random.Random) -> str:
-    """A number with a decimal place, with thousands parted by commas, or plain."""
+    """A number with a decimal place, with thousands separated by commas, or plain."""
     form = rng.choice(("{a}", "{a}.{b}", "{a},{c:03d}", "{a},{c:03d},{d:03d}"))
     return form.format(a=rng.randint(1, 999), b=rng.randint(0, 9), c=rng.randint(0, 999), d=rng.randint(0, 999))
 
@@ -129,7 +129,7 @@ def read_lesson(rng: random.Random) -> Lesson:
 
 
 def open_read_lesson(rng: random.Random) -> Lesson:
-    """A real page asked by its own words, whatever it is about: the key of one of its clauses, or its title."""
+    """A question on a real page in its own words, whatever it is about: the key of one of its clauses, or its title."""
     country = rng.choice(TRAIN)
     if (topic := open_topic(country, rng)) is None:
         return generic_read_lesson(rng)
@@ -206,9 +206,9 @@ def spaced(instruction: str, response: str) -> Lesson:
 
 
 def told_a_form(lesson: Lesson, rng: random.Random) -> Lesson:
-    """The same lesson, its response in a form that is described in words: one mark or two, whose names are given.
+    """The same lesson, its response in a form that is described in words: one tag or two, whose names are given.
 
-    So that a base that is told a format follows it, whatever the names (here never the protocol's).
+    It teaches a base to follow the format that it is told, whatever the names (here never the protocol's).
     """
     instruction, response = lesson
     first, second = rng.sample(WORDS["tags"], 2) if rng.random() < 0.5 else (invented_word(rng), invented_word(rng))
@@ -221,12 +221,12 @@ def told_a_form(lesson: Lesson, rng: random.Random) -> Lesson:
 
 
 def _around(instruction: str, form: str, rng: random.Random) -> str:
-    """An instruction with the description of a form before or behind it."""
+    """An instruction with the description of a form before or after it."""
     return f"{form}\n{instruction}" if rng.random() < 0.5 else f"{instruction}\n{form}"
 
 
 def marked(lesson: Lesson, rng: random.Random) -> Lesson:
-    """The same lesson with its response in a mark, behind a remark in another: a skill must not hang on its place."""
+    """The same lesson with its response in a tag, after a remark in another: a skill must not depend on its place."""
     instruction, response = lesson
     tag, other = rng.sample(WORDS["tags"], 2)
     remark = " ".join(rng.choice((invented_word, real_word))(rng) for _ in range(rng.randint(1, 4)))

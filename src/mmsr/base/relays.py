@@ -86,7 +86,7 @@ class Relays:
         return [(f"{question}\n{LOOK_AT}", ref), *self._read(seen, question, topic, rng)]
 
     def _hops(self, number: int, topic: Topic, ref: str, rng: random.Random) -> list[Lesson]:
-        """From the flag's country along so many edges; the country that a page names goes by an invented name, or the
+        """From the flag's country along `number` edges; the country that a page names goes by an invented name, or the
         topic's if it is the last.
         """
         country, steps, phrase = rng.choice(self.countries), [], f"the country of {ref}"

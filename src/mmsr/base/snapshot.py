@@ -5,8 +5,8 @@
     python -m mmsr.base.snapshot --flags svg-country-flags-1.2.10.tgz
 
 The snapshot is `assets/world/pages.json.bz2` (countries and pages) and `assets/world/flags.zip` (PNG files, as
-published). `assets/base/factbook.toml` says which countries and fields; no page tells of a flag or national colours,
-or a text search could name a flag and no picture search would be needed. Two edits make the text usable as evidence:
+published). `assets/base/factbook.toml` says which countries and fields; no page describes a flag or national colours,
+else a text search could name a flag and no picture search would be needed. Two edits make the text usable as evidence:
 border countries are listed longest border first, and USA, UK, UAE and NZ are written out in the partner lists.
 """
 

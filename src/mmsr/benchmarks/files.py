@@ -5,7 +5,7 @@
     items = settle(drafts)                    # pictures found, or unpacked from a parquet file
 
 A draft is a `BenchmarkItem` and the places where its picture may lie, best first; `<file>.parquet/images/7` is the
-picture in row 7 of a parquet file. Pictures are found and looked at once a sample is drawn: there are up to 70,000.
+picture in row 7 of a parquet file. Pictures are found and checked only after a sample is drawn: there are up to 70,000.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Row:
             raise self.error(f"a JSON object, got {type(self.fields).__name__}")
 
     def need(self, key: str, *kinds: type) -> Any:
-        """The field, which must be there and of one of the kinds (text where none is named); a list has an entry."""
+        """The field, which must be there and of one of the kinds (text where none is named); a list is not empty."""
         value, kinds = self.fields.get(key), kinds or (str,)
         if value is None:
             raise self.error(f"a field {key!r}, found {', '.join(map(repr, self.fields)) or 'none'}")
@@ -101,7 +101,7 @@ def document(path: Path, listed: str = "") -> Row:
 
 
 def decoded(data: str | bytes, place: str, expected: str) -> Any:
-    """The JSON value, whose texts can be written again: half a character (a lone surrogate) is refused."""
+    """The JSON value, whose texts can be written again: a lone surrogate is refused."""
     try:
         value = json.loads(data)
         json.dumps(value, ensure_ascii=False).encode()
@@ -111,7 +111,7 @@ def decoded(data: str | bytes, place: str, expected: str) -> Any:
 
 
 def texts(values: Sequence[Any]) -> tuple[str, ...]:
-    """A list of texts or numbers, lists inside it opened, as distinct texts in order."""
+    """A list of texts or numbers, lists inside it flattened, as distinct texts in order."""
     flat = [text for v in values for text in (texts(v) if isinstance(v, list) else [str(v)])]
     return tuple(dict.fromkeys(flat))
 
@@ -130,7 +130,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Of a table with a header; a record may run over lines, of which the place names the last."""
+    """The records of a table with a header; one may span several lines, and its place names the last."""
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             reader = csv.DictReader(lines)
@@ -142,7 +142,7 @@ def _csv_records(path: Path) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    """Within the block a parquet file is read: BenchmarkError where it is none, or is damaged."""
+    """Within the block a parquet file is read: BenchmarkError where it is not one, or is damaged."""
     try:
         yield
     except (OSError, ValueError, pa.ArrowException) as error:

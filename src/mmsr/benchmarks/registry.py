@@ -74,7 +74,7 @@ class Benchmark:
             drafts = [drafts[i] for i in sorted(random.Random(seed).sample(range(len(drafts)), size))]
         for split in UNSEEN if self.halves else ():
             if all(item.split != split for item, _ in drafts):  # better now than after an evening of rollouts
-                raise BenchmarkError(f"None of {len(drafts)} questions is of {split}: the score needs both, draw more.")
+                raise BenchmarkError(f"None of {len(drafts)} questions is of {split}: the score needs both; draw more.")
         return settle(drafts)
 
     def score(
@@ -172,12 +172,12 @@ TESTED = {"infoseek_train": ("infoseek", "infoseek_val.jsonl"), "fvqa_train": ("
 
 
 def check_benchmark(name: str, data_dir: str | Path, sample: int = 0) -> Benchmark:
-    """The benchmark of that name. BenchmarkError, before anything is read, where it, its folder or a sample is none."""
+    """The benchmark of that name. BenchmarkError, before anything is read, where name, folder or sample is invalid."""
     if name not in BENCHMARKS:
         raise BenchmarkError(f"There is no benchmark {name!r}: choose one of {', '.join(BENCHMARKS)}.")
     file = name.startswith("fvqa") and Path(data_dir).suffix == ".parquet" and Path(data_dir).is_file()
     if not str(data_dir) or not (file or Path(data_dir).is_dir()):
-        which = f"the files of {name}: {str(data_dir)!r} is none. It holds {PUBLISHED[name]['holds']}."
+        which = f"the files of {name}: {str(data_dir)!r} is not one. Such a folder holds {PUBLISHED[name]['holds']}."
         raise BenchmarkError(f"data_dir must be the folder with {which}")
     if sample < 0:
         raise BenchmarkError(f"sample must be a number of questions, or 0 for the paper's number: got {sample}.")
@@ -185,10 +185,10 @@ def check_benchmark(name: str, data_dir: str | Path, sample: int = 0) -> Benchma
 
 
 def check_training(name: str, data_dir: str | Path, sample: int = 0) -> Benchmark:
-    """As `check_benchmark`, of a training split. BenchmarkError for a benchmark that is there to test."""
+    """As `check_benchmark`, of a training split. BenchmarkError for a benchmark meant for testing."""
     benchmark = check_benchmark(name, data_dir, sample)
     if name not in TESTED:
-        raise BenchmarkError(f"{name} is there to test, not to train on: train_benchmark is {' or '.join(TESTED)}.")
+        raise BenchmarkError(f"{name} is for testing, not for training: train_benchmark is {' or '.join(TESTED)}.")
     return benchmark
 
 
@@ -197,18 +197,18 @@ def training_questions(
 ) -> list[FileQuestion]:
     """Questions of a training split, their taxonomy for a labeller to fill; none is of an entity in `used`.
 
-    What stands in the evaluation split of the same folder, by identifier or picture, is refused, and the count told.
+    Questions also in the evaluation split of the same folder, by identifier or picture, are refused, and counted.
     Raises BenchmarkError, also where nothing is left.
     """
     items = check_training(name, data_dir, sample).load(Path(data_dir), sample, seed, used)
     folder, (test, file) = Path(data_dir) if Path(data_dir).is_dir() else Path(data_dir).parent, TESTED[name]
     if not (folder / file).is_file():
-        print(f"{folder / file} is not there: {name} was not held against its questions.", flush=True)
+        print(f"{folder / file} is not there: {name} was not checked against its questions.", flush=True)
         return [item.asked() for item in items]
     drafts = list(BENCHMARKS[test].read(folder))
     names, sizes = {item.id for item, _ in drafts}, {item.picture.stat().st_size for item in items}
     alike = {picture for picture in located(drafts) if picture and picture.stat().st_size in sizes}
-    hashes = {sha256(picture) for picture in alike}  # of no other can be one that is the same
+    hashes = {sha256(picture) for picture in alike}  # a picture of another size cannot be the same
     kept = [item for item in items if item.id not in names and sha256(item.picture) not in hashes]
     if told := len(items) - len(kept):
         said = f"{told} of {len(items)} questions of {name} are refused: their identifier or picture is in {file}"

@@ -63,7 +63,7 @@ def okvqa_mark(answer: str, golds: Sequence[str]) -> float:
 
 
 def okvqa_lmms_mark(answer: str, golds: Sequence[str]) -> float:
-    """VQA accuracy as lmms-eval has it: all normalised, without commas and question marks, and a clitic 's parted."""
+    """VQA accuracy as lmms-eval has it: all normalised, without commas and question marks, a clitic 's split off."""
     texts = (text.lower().replace(",", "").replace("?", "").replace("'s", " 's") for text in (answer, *golds))
     answer, *golds = (vqa_normalise(_one_line(text)) for text in texts)
     return _agreement(answer, golds)
@@ -155,8 +155,8 @@ def _evqa_set(texts: Sequence[str]) -> set[str]:
 def dynvqa_tokens(text: str) -> list[str]:
     """The words of a lower-cased text by Penn Treebank rules, without the tokens that are mere punctuation.
 
-    These are the rules of NLTK's `word_tokenize` without its trained sentence splitter, which matters only to the point
-    of an abbreviation that normalise.toml lacks.
+    These are the rules of NLTK's `word_tokenize` without its trained sentence splitter, which matters only to the full
+    stop of an abbreviation that normalise.toml lacks.
     """
     words = []
     for sentence in _sentences(text.lower()):

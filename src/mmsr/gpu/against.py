@@ -96,7 +96,7 @@ def ratio(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def trained(policy: Policy, side: Side, questions: Sequence[Question], size: Preset, flops: float) -> dict[str, Any]:
-    """Steps of GRPO after one to warm up, measured. `flops`: of the device, a second."""
+    """Steps of GRPO after one to warm up, measured. `flops`: the device's, a second."""
     network = policy.model.get_base_model()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr), Meter(network) as meter:
         side(policy, questions, size, Path(folder), meter)
@@ -104,7 +104,7 @@ def trained(policy: Policy, side: Side, questions: Sequence[Question], size: Pre
 
 
 def stock(policy: Policy, questions: Sequence[Question], size: Preset, folder: Path, meter: Meter) -> None:
-    """GRPO by TRL alone; what it generates is told apart, and steered where our decoder is."""
+    """GRPO by TRL alone; what it generates is measured separately, and steered where our decoder is."""
     network = policy.model.get_base_model()
     real, turns = network.generate, getattr(policy.decoder, "turns", None)
     longest = written = 0
@@ -128,7 +128,7 @@ def stock(policy: Policy, questions: Sequence[Question], size: Preset, folder: P
 
 
 def evaluated(policy: Policy, name: str, questions: Sequence[Question], size: Preset) -> float:
-    """Seconds in which a policy answers questions, greedily, with all tools."""
+    """Seconds that a policy takes to answer questions, greedily, with all tools."""
     tasks, tools, sampling = [Task.of(q) for q in questions], open_tools(size, policy), Sampling.of(size)
     began = time.perf_counter()
     if name == "ours":

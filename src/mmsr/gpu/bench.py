@@ -92,7 +92,7 @@ def fitting(stage: Stage, preset: Preset) -> Preset:
 
 
 def measure(stage: Stage, preset: Preset, memory: Memory, flops: float, steps: int) -> dict[str, Any]:
-    """One warm-up step and `steps` measured ones of a stage, on a fresh model. `flops`: of the device, a second."""
+    """One warm-up step and `steps` measured ones of a stage, on a fresh model. `flops`: the device's, a second."""
     size = replace(preset, policy="random", sft_epochs=1, grpo_steps=steps + 1, checkpoint_steps=steps + 2)
     policy = random_policy(memory.config, size)
     number = (steps + 1) * (size.sft_batch if stage == "sft" else size.grpo_questions)
@@ -126,7 +126,7 @@ def grpo(policy: Policy, questions: Sequence[Question], size: Preset, folder: Pa
 
 
 def our_grpo(policy: Policy, questions: Sequence[Question], size: Preset, folder: Path, meter: Meter) -> None:
-    """GRPO by our own loop, its parts told apart."""
+    """GRPO by our own loop, its parts measured separately."""
     with metered(meter, policy.decoder):
         train_grpo(policy, questions, metered_tools(meter, open_tools(size, policy)), size, folder, SEED)
 
@@ -154,7 +154,7 @@ class Steered(Decoder):
 
 @contextlib.contextmanager
 def metered(meter: Meter, decoder: Decoder) -> Iterator[None]:
-    """Tell the decoder's work apart in this block, but for what a grounder asks it."""
+    """Measure the decoder's work by its parts in this block, except for what a grounder asks of it."""
     states, write, opened = decoder._states, decoder.write, decoder.open
 
     def within(phase: str, work: Callable, *given: Any) -> Any:
@@ -178,7 +178,7 @@ def metered(meter: Meter, decoder: Decoder) -> Iterator[None]:
 
 
 def metered_tools(meter: Meter, tools: Tools) -> Tools:
-    """The tools, grounding told from searching."""
+    """The tools, with grounding and searching measured separately."""
     locate, locate_all = (meter.phase(GROUNDING)(f) for f in (tools.grounder.locate, tools.grounder.locate_all))
     text, image = (SimpleNamespace(search=meter.phase(TOOLS)(engine.search)) for engine in (tools.text, tools.image))
     return replace(tools, text=text, image=image, grounder=SimpleNamespace(locate=locate, locate_all=locate_all))
@@ -221,7 +221,7 @@ def peak_flops() -> tuple[float, str]:
 
 
 def speed(meter: Meter, weights: dict[str, int], flops: float) -> dict[str, Any]:
-    """Seconds a step by phase, positions a second, utilisation. `flops`: of the device, a second.
+    """Seconds a step by phase, positions a second, utilisation. `flops`: the device's, a second.
 
     The head counts at every position of a training pass, as in 6·N, though TRL skips those without a label.
     """

@@ -2,7 +2,7 @@
 
     told(get_preset("qwen3b"), Outside(search="serper", budget_money=20), "A100", 80)["costs"]["03_grpo"]
 
-About: episodes are the teacher's longest, each turn of a batch as long as a turn may be, and every call is made, though
+Estimates: episodes are the teacher's longest, each turn of a batch as long as it may be, and every call is made, though
 a record answers what was asked before. What a card computes is counted as in bench.py. The rest is assumed: UTILISED of
 its peak where many positions pass (tiny: 0.17 to 0.23 of two cores, measured/bench_tiny.json); LAUNCHED seconds a layer
 in a step of decoding, which waits for its kernels (49 ms for the 36 layers of a 3B on an H200); WAIT seconds for an
@@ -26,10 +26,10 @@ from mmsr.live.outside import Outside
 from mmsr.presets import ASSETS, Preset
 
 UTILISED, LAUNCHED, WAIT = 0.25, 1.4e-3, 2.0
-SAID, SUMMED, JUDGED = 60, 400, (500, 100)  # tokens of a bare answer or box; of a summary; a judge reads and writes
+SAID, SUMMED, JUDGED = 60, 400, (500, 100)  # tokens of a bare answer or box; of a summary; read and written by a judge
 SNIPPET = 500  # characters of a hit whose page is not read
 TERAFLOPS, RUN = (tomllib.loads((ASSETS / "gpu" / f"{name}.toml").read_text("utf-8")) for name in ("teraflops", "run"))
-CARDS = {140: "H200", 80: "H100", 48: "L40S", 24: "RTX 4090", 0: "RTX 4080"}  # assumed from so many GB on
+CARDS = {140: "H200", 80: "H100", 48: "L40S", 24: "RTX 4090", 0: "RTX 4080"}  # assumed from that many GB up
 COST, Cost = ("seconds", "calls", "dollars"), np.ndarray
 
 
@@ -88,7 +88,7 @@ def unit_costs(preset: Preset, outside: Outside, flops: float) -> dict[str, Cost
 
 
 def told(preset: Preset, outside: Outside, gpu: str, gpu_gb: float) -> dict[str, Any]:
-    """Costs on the GPU of a name, or a usual one, and where `budget_money` is spent. ValueError for an unknown GPU."""
+    """Costs on the named GPU, or a usual one, and where `budget_money` is spent. ValueError for an unknown GPU."""
     if not (card := rated(gpu or next(card for least, card in CARDS.items() if gpu_gb >= least))):
         raise ValueError(f"the speed of --gpu {gpu!r} is not known here: use one of {', '.join(TERAFLOPS)}.")
     units, size, left, stop = unit_costs(preset, outside, card[1]), asdict(preset), outside.budget_money, ""

@@ -1,4 +1,4 @@
-"""The machine and the packages that a number was measured with, and what is pinned so that another gives its digits.
+"""The machine and the packages that a number was measured with, and what is pinned so that another machine agrees.
 
 Floating-point sums depend on their order, and the libraries choose it by processor. `PINS`, put into the environment
 of a process before it computes, takes that choice from them on an x86-64 processor with AVX2 and without a GPU:
@@ -12,12 +12,12 @@ of a process before it computes, takes that choice from them on an x86-64 proces
 | MKL_CBWR | MKL | every matrix product of the policy: into how many blocks its sums are cut |
 | MALLOC_… | glibc | no digit, but time: see below |
 
-The last holds among Intel's processors: on others MKL takes AVX2 for AUTO, its own choice there. COMPATIBLE alone is
+MKL_CBWR holds among Intel's processors: on others MKL takes AVX2 for AUTO, its own choice there. COMPATIBLE alone is
 promised to be the same on all, at 3.3 times the seconds of the tiny policy's forward and backward pass: not the rule,
 but what the smoke reference is made with. With it, 79 of 82 digests of the policy's operations are the same on an AMD
 EPYC with AVX2 (torch 2.13) and an Intel Xeon with AVX-512 and AMX (torch 2.11), its logits, loss and gradients among
 them; unfused AdamW's square root and NumPy's exp in fp64 are not. Without it 37 differ, from the first product on
-(papermill_runs/measured/digits). The other pins cost nothing that could be measured on the EPYC. What already stands in
+(papermill_runs/measured/digits). The other pins cost nothing that could be measured on the EPYC. What is already set in
 the environment stays.
 
 Left alone, glibc gives a large block back to the system as soon as it is free, and the next tensor waits for every page
@@ -54,12 +54,12 @@ PINS = {
 
 
 def versions() -> dict[str, str]:
-    """Of the packages on which results hang."""
+    """Of the packages on which results depend."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def pins() -> dict[str, str]:
-    """What is pinned on this machine, by the user or by us: nothing beside a GPU or on a processor without AVX2."""
+    """What is pinned on this machine, by the user or by us: nothing with a GPU or on a processor without AVX2."""
     able = torch.cpu.get_capabilities().get("avx2") and not torch.cuda.is_available()
     return {name: os.environ.get(name) or value for name, value in PINS.items()} if able else {}
 

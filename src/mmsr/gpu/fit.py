@@ -84,7 +84,7 @@ class Pass:
 
 
 class Memory:
-    """Of the model that a configuration describes; every method gives bytes, most of them by term.
+    """The memory of the model that a configuration describes; every method gives bytes, most of them by term.
 
     `weights` are counted without being made: all (a tied head once), the decoder layers' matrices, which 4 bits can
     hold and LoRA adapts, the head, the vision encoder.
@@ -184,7 +184,7 @@ class Memory:
 
 
 def _largest(moments: dict[str, int]) -> dict[str, int]:
-    """Of terms that are not alive at the same time."""
+    """The largest of terms that are not alive at the same time."""
     name = max(moments, key=moments.get)
     return {name: moments[name]}
 
@@ -199,7 +199,7 @@ def memory_of(policy: str) -> Memory:
 
 
 def prompt_tokens(text: str) -> int:
-    """Of a prompt, with what is filled in and the marks of a turn."""
+    """Tokens of a prompt, with what is filled in and the special tokens of a turn."""
     return round(len(text) / CHARACTERS_PER_TOKEN) + 50
 
 
@@ -238,9 +238,9 @@ def plan(
     """The settings nearest to the preset that fit into `capacity` bytes or, where none do, the leanest; what they take.
 
     The last of the choices are given up first. Fewer rows at once, in rollouts and in a backward pass, cost time and
-    change nothing but rounding. Then comes the base in 4 bits, then half of a picture's pixels: these change a little
+    change nothing but rounding. Then comes the base in 4 bits, then half of a picture's pixels: these change slightly
     what the policy is and sees. The paper's batch of questions, from which every step's gradient is taken, is halved
-    only after them. Episodes are not shortened: with fewer searches it is another task that is learnt.
+    only after them. Episodes are not shortened: with fewer searches a different task is learnt.
     """
     grpo = stage == "grpo"
     choices = {
@@ -275,7 +275,7 @@ def fit(preset: Preset, gpu_gb: float, given: Mapping[str, str] | None = None) -
     found = {"preset": preset.name, "policy": preset.policy, "weights": weights, "usable_bytes": usable}
     plans = {stage: plan(stage, preset, usable)[1] for stage in STAGES}
     fitting = list(itertools.takewhile(lambda stage: plans[stage]["fits"], STAGES))
-    values: dict[str, Any] = {}  # a run has one of a setting: where stages differ the leaner, which fits both
+    values: dict[str, Any] = {}  # a run has one value of each: where stages differ the leaner, which fits both
     for key, change in (pair for stage in fitting for pair in plans[stage]["changes"].items()):
         values[key] = min(change["to"], values.get(key, change["to"]))  # a base is changed to 4 bits, never from them
     asked = dict(given or {}) | {key: str(value).lower() for key, value in values.items()}

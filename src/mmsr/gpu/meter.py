@@ -1,4 +1,4 @@
-"""Seconds, bytes and positions of a training, told apart by what it is doing.
+"""Seconds, bytes and positions of training, split by what it is doing.
 
     with Meter(model) as meter:
         with meter.phase("rollout"): …      # what happens in here is rollout, the rest is update

@@ -1,4 +1,4 @@
-"""What `mmsr bench --against trl` holds our loop against: TRL's trainer and tool loop, an evaluation that forgets.
+"""What `mmsr bench --against trl` compares our loop with: TRL's trainer and tool loop, an evaluation without a cache.
 
 TRL generates a turn, asks the tokenizer to parse it, calls the environment's one tool with the whole turn, appends what
 comes back and masks it from the loss; every turn reads the whole conversation again. So that the protocol's parser is

@@ -4,7 +4,7 @@
     DinoGrounder(model, processor)          # any GroundingDinoForObjectDetection
 
 The best box above the threshold is widened by a tenth of its side on each side, to at least 64 pixels, and lies inside
-the picture; what would stand out is moved in. Where nothing is found the whole picture is searched.
+the picture; what would stick out is moved in. Where nothing is found, the whole picture is searched.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def load_dino(name: str = MODEL, revision: str | None = REVISION) -> tuple[Any, 
 
 
 class DinoGrounder(Grounder):
-    """Boxes by Grounding DINO; an expression on a picture has one box, which is kept."""
+    """Boxes by Grounding DINO; each expression has one box per picture, which is kept."""
 
     def __init__(self, model: Any = None, processor: Any = None, threshold: float = THRESHOLD) -> None:
         """Raises FatalToolError where no model is given and the hub's cannot be had."""

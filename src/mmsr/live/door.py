@@ -9,7 +9,7 @@ Mode "live" keeps nothing, "record" asks what its record does not answer yet, "r
 replays to the same numbers, so one request has one outcome: the first answer kept is everyone's, and a request that
 failed (not fatally) fails alike for the rest of the run and in replay; another recording asks it again. The client of
 `Door.open` sends through `Patient` (budget, pace, retries, what a refusal means) and `wire.send` (addresses, time,
-size). Keys come from the environment at the moment of the call; they stand in no error, no log line and no record.
+size). Keys come from the environment at the moment of the call; they appear in no error, no log line and no record.
 """
 
 from __future__ import annotations
@@ -72,15 +72,15 @@ class Service:
     name: str
     base_url: str
     key_env: str = ""
-    key_header: str = ""  # where the key goes, in Authorization as a bearer's
-    key_param: str = ""  # or the part of a GET's address
+    key_header: str = ""  # the header that holds the key, in Authorization as a bearer token
+    key_param: str = ""  # or the query parameter of a GET that holds it
     rate: float = 5.0  # calls a second
     price: float = 0.0  # US dollars for a successful call
     quota: str = "credit|quota|run out|billing"  # the words of an error that mean "used up" rather than "slow down"
-    help_403: str = ""  # which setting a refusal asks for there: nothing is answered without it
+    help_403: str = ""  # the setting that a 403 asks for: without it nothing is answered
     limits: Limits = field(default_factory=Limits)
     web: bool = False  # strangers' pages: addresses must be global, no proxy is used, and nothing they say ends a run
-    near: bool = False  # except that a world served on loopback may lie anywhere
+    near: bool = False  # except that the address need not be global, such as that of a world on loopback
 
     def key(self) -> str:
         """The key, or "" where none is needed. Raises KeyRefused where it is missing or cannot be one."""
@@ -99,7 +99,7 @@ class Door:
     mode: Mode = "live"
     file: Path | None = None
     budget: Budget = field(default_factory=Budget)
-    days: float = 0.0  # a recording asks again what its record has held for longer; 0: none
+    days: float = 0.0  # a recording asks again for answers that are older than this; 0: for none
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -120,7 +120,7 @@ class Door:
     def open(self, service: Service, check: Check = lambda reply: None) -> httpx.Client:
         """A client of the service, without redirects, cookies or credentials of the environment.
 
-        `check` reads a success, and raises where it tells of a failure: Unavailable is then tried again. Raises
+        `check` reads a success, and raises where it reports a failure: Unavailable is then tried again. Raises
         KeyRefused, and SetUpFirst for a contact that cannot be sent.
         """
         key, headers = service.key(), {"Accept-Encoding": "identity", "User-Agent": user_agent()}
@@ -163,7 +163,7 @@ class Door:
 
 
 def user_agent() -> str:
-    """How we introduce ourselves, with whom to ask. Raises SetUpFirst where MMSR_CONTACT cannot be sent."""
+    """How we introduce ourselves, and whom to contact. Raises SetUpFirst where MMSR_CONTACT cannot be sent."""
     contact = os.environ.get("MMSR_CONTACT", "").strip() or "none given"
     if not re.fullmatch(r"[\x20-\x7e]*", contact):
         raise SetUpFirst("MMSR_CONTACT has characters that cannot be sent: set it to an e-mail address or a web page.")
@@ -183,16 +183,16 @@ def _outcome(call: Call, ask: Callable[[], str]) -> Outcome:
 
 @contextlib.contextmanager
 def understood(service: str) -> Iterator[None]:
-    """Within the block an answer is read as if it had the service's format: BadAnswer says where it has not."""
+    """Within the block an answer is read as if it had the service's format: BadAnswer where it does not."""
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         said = short(f"{type(error).__name__}: {error}")
-        raise BadAnswer(f"{service} answered in another format than its own ({said}): try again later.") from None
+        raise BadAnswer(f"{service} answered in a format other than its own ({said}): try again later.") from None
 
 
 def json_text(reply: httpx.Response, service: str) -> str:
-    """The body of a reply as text that is JSON. Raises BadAnswer where it is none."""
+    """The body of a reply as text that is JSON. Raises BadAnswer where it is not."""
     with understood(service):
         text = reply.content.decode("utf-8-sig")
         json.loads(text)
@@ -201,7 +201,7 @@ def json_text(reply: httpx.Response, service: str) -> str:
 
 @dataclass(frozen=True)
 class Patient(httpx.BaseTransport):
-    """Asks at the service's pace, and again where it can help, within `Limits.total` seconds besides standing in line.
+    """Asks at the service's pace, and again where it can help, within `Limits.total` seconds, not counting the queue.
 
     Each try counts against the budget, each success is paid for; every other status becomes the error that it means.
     """
@@ -226,10 +226,10 @@ class Patient(httpx.BaseTransport):
                 return self._tried(request)
             except Unavailable as error:
                 asked = error.retry_after
-                # Doubled each time, and drawn so that many callers do not come back together.
+                # Doubled each time, and drawn at random so that many callers do not come back together.
                 wait = limits.first_wait * 2 ** (tries - 1) * random.uniform(0.5, 1.0) if asked is None else asked
                 if tries >= limits.tries or time.monotonic() + wait >= ends:
-                    hint = "" if asked is None else f" It asks to wait {asked:.0f} s."
+                    hint = "" if asked is None else f" It asks for a wait of {asked:.0f} s."
                     count = "one try" if tries == 1 else f"{tries} tries"
                     raise type(error)(f"{error}{hint} Gave up after {count}.", asked) from None
                 time.sleep(wait)
@@ -291,7 +291,7 @@ def _said(body: bytes) -> str:
 
 
 def short(text: str, length: int = 200) -> str:
-    """The start of a foreign text in one line, to stand within a sentence."""
+    """The start of somebody else's text on one line, to quote within a sentence."""
     return " ".join(text.split())[:length].rstrip(".")
 
 

@@ -6,7 +6,7 @@
     WebSearch(IMAGE_ENGINES["serpapi_lens"], door).search(crop, k=5)      # the crop is uploaded: no hosting is needed
     PageReader(door).read("https://…")      # -> the page's text without its menus
 
-The engines are tables of `assets/live/engines.toml`; here stands what one of them does in a way of its own. A page's
+The engines are tables of `assets/live/engines.toml`; here is what one of them does in a way of its own. A page's
 extracted text is recorded, so that a replay does not depend on the extractor's version (trafilatura); its address must
 be on the public internet (see `wire`), and redirects are not followed.
 """
@@ -40,13 +40,13 @@ from mmsr.presets import ASSETS
 from mmsr.tools.base import Hit, ToolError, in_parallel
 from mmsr.tools.picture import flat, picture_key
 
-LEAST = 10  # results asked for at least: engines charge by the call, and a record then serves every smaller k
+LEAST = 10  # the fewest results asked for: engines charge by the call, and a record then serves every smaller k
 LENS_BYTES = 500_000  # SerpApi refuses larger uploads
-VISION_BYTES = 4_000_000  # Google refuses requests over 10 MB, and base64 makes a third more of a picture
-PASSING = (4, 8, 13, 14)  # Google's codes for a deadline, a used-up minute, an inner error, unavailable
+VISION_BYTES = 4_000_000  # Google refuses requests over 10 MB, and base64 makes a picture a third larger
+PASSING = (4, 8, 13, 14)  # Google's codes: deadline exceeded, resource exhausted, internal error, unavailable
 OWN_RATE = 100.0  # calls a second to a server of one's own
 MAX_CHARS = 8000  # of one page; a summariser reads five of them
-MAX_TAGS = 10_000  # of one page, which have its first MAX_CHARS among them: extraction is not linear in their number
+MAX_TAGS = 10_000  # of one page, enough for its first MAX_CHARS: extraction time is not linear in their number
 # The rate is by host: nobody's server is asked more often than this.
 PAGE = Service("page", "", rate=4.0, limits=Limits(total=20.0, attempt=10.0, tries=2, max_bytes=2_000_000), web=True)
 
@@ -83,7 +83,7 @@ class Engine:
 
 
 def moved(engine: Engine, url: str) -> Engine:
-    """An engine at another address, at its own where `url` is empty.
+    """An engine at another address, or at its own where `url` is empty.
 
     There its key is sent only if it is set; without one it costs nothing and is asked as fast as it answers.
     """
@@ -129,7 +129,7 @@ class WebSearch:
         return with_pages(hits, self.reader) if self.reader else hits
 
     def _hits(self, text: str) -> list[Hit]:
-        """All hits of an answer. Raises BadAnswer, and Refused or Unavailable where it tells that the search failed."""
+        """All hits of an answer. Raises BadAnswer, and Refused or Unavailable where it says that the search failed."""
         name = self.engine.service.name
         with understood(name):
             return [self._named(hit) for hit in READERS.get(name, _listed)(self.engine, json.loads(text))]
@@ -148,18 +148,18 @@ class PageReader:
     own: str = ""
 
     def read(self, url: str) -> str:
-        """Its main text, at most MAX_CHARS characters. Raises Refused for what is no address of the web, and more."""
+        """Its main text, at most MAX_CHARS characters. Raises Refused for what is not a web address, and more."""
         own = self.own and url.startswith(self.own.rstrip("/") + "/")
         service = replace(self.service, near=True, rate=OWN_RATE) if own else self.service
 
         def ask() -> str:
             if not is_address(url):
-                raise Refused(f"{plain(url, 80)} is no address of a web page: only http and https are read.")
+                raise Refused(f"{plain(url, 80)} is not the address of a web page: only http and https are read.")
             reply, seconds = self.door.open(service).get(url), service.limits.attempt
             try:
                 return bounded(lambda: main_text(reply), seconds)
             except TimeoutError:
-                raise BadAnswer(f"The page takes more than {seconds:g} s to read: its snippet has to do.") from None
+                raise BadAnswer(f"The page takes more than {seconds:g} s to read: its snippet must do.") from None
 
         return self.door.answer(Call("page", 1, "GET", {"url": url}), ask)
 
@@ -169,23 +169,23 @@ def main_text(reply: httpx.Response) -> str:
     header = reply.headers.get("content-type", "text/html").lower()
     kind = header.partition(";")[0].strip()
     if kind not in ("text/plain", "text/html", "application/xhtml+xml"):
-        raise BadAnswer(f"The page is {kind[:60]}, which is neither HTML nor text: its snippet has to do.")
+        raise BadAnswer(f"The page is {kind[:60]}, which is neither HTML nor text: its snippet must do.")
     found = decode(reply.content, header)
     if kind != "text/plain":
         try:
             shortened = "<".join(found.split("<", MAX_TAGS)[:MAX_TAGS])
             found = trafilatura.extract(shortened, include_comments=False) or ""
         except Exception as error:  # whatever a parser makes of a stranger's page is the page's fault
-            raise BadAnswer(f"The page is broken ({type(error).__name__}): its snippet has to do.") from error
+            raise BadAnswer(f"The page is broken ({type(error).__name__}): its snippet must do.") from error
     if not found.strip():
-        raise BadAnswer("The page has no main text: its snippet has to do.")
+        raise BadAnswer("The page has no main text: its snippet must do.")
     return found.strip()[:MAX_CHARS]
 
 
 def decode(body: bytes, header: str) -> str:
-    """The body as text, by the encoding that the header or the page names, else as UTF-8 or what reads without fail.
+    """The body as text, by the encoding that the header or the page names, else UTF-8, else cp1252, which never fails.
 
-    Half characters, which some encodings can spell, are dropped. Punycode and IDNA are no encodings of pages.
+    Lone surrogates, which some encodings can spell, are dropped. Punycode and IDNA are not encodings of pages.
     """
     names = re.findall(r"charset=[\"']?(?!puny|idna)([\w-]+)", header + " " + body[:2048].decode("latin-1").lower())
     for name in [*names, "utf-8"]:
@@ -197,7 +197,7 @@ def decode(body: bytes, header: str) -> str:
 def with_pages(hits: Sequence[Hit], reader: PageReader) -> list[Hit]:
     """The hits with their pages' text, read side by side; a page that cannot be read leaves its hit the snippet.
 
-    A heading that says a hit's title again is left out, for what is read of a hit begins with its title.
+    A heading that repeats a hit's title is left out, for what is read of a hit begins with its title.
     """
     texts = in_parallel(lambda hit: reader.read(hit.url) if hit.url else hit.text, hits, len(hits))
     for hit, text in zip(hits, texts):
@@ -211,7 +211,7 @@ def with_pages(hits: Sequence[Hit], reader: PageReader) -> list[Hit]:
 
 
 def plain(text: Any, limit: int = 4000) -> str:
-    """A field as plain text: no tags, no entities, single spaces, no half characters; "" where it is no text."""
+    """A field as plain text: no tags, no entities, single spaces, no lone surrogates; "" where it is not text."""
     if not isinstance(text, str):
         return ""
     text = html.unescape(re.sub(r"<[^<>]{0,200}>", "", text[: 4 * limit]))
@@ -236,7 +236,7 @@ def _listed(engine: Engine, answer: Row) -> list[Hit]:
 
 
 def _without_error(engine: Engine, answer: Row) -> Row:
-    """The answer. SerpApi tells errors, and that nothing was found, in the `error` of a success.
+    """The answer. SerpApi reports errors, and that nothing was found, in the `error` of a success.
 
     Raises Refused, or Unavailable where trying again helps.
     """
@@ -251,7 +251,7 @@ def _searxng(engine: Engine, answer: Row) -> list[Hit]:
     """SearXNG asks many engines. Raises Unavailable where nothing is found and some did not answer."""
     hits, silent = _listed(engine, answer), answer.get("unresponsive_engines")
     if silent and not hits:
-        raise Unavailable(f"searxng has found nothing, for engines did not answer it ({short(json.dumps(silent))}).")
+        raise Unavailable(f"searxng found nothing: engines did not answer it ({short(json.dumps(silent))}).")
     return hits
 
 
@@ -300,7 +300,7 @@ def jpeg(picture: Image.Image, max_bytes: int) -> bytes:
 
 
 def base64_jpeg(picture: Image.Image) -> str:
-    """The picture as JPEG in base64, for JSON bodies and data addresses."""
+    """The picture as JPEG in base64, for JSON bodies and data URLs."""
     return base64.b64encode(jpeg(picture, VISION_BYTES)).decode("ascii")
 
 

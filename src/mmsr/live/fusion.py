@@ -37,10 +37,10 @@ def fuse(lists: Sequence[Sequence[Hit]]) -> list[Hit]:
 
 @dataclass(frozen=True)
 class Fused:
-    """`base.TextRetriever` by several others, asked side by side; of the fused list alone the pages are read.
+    """`base.TextRetriever` by several others, asked side by side; pages are read for the fused list alone.
 
-    Lists are short, for in long ones what two find last goes before what one finds first. An engine that fails leaves
-    the others, but a fatal error ends the run: with fewer engines it would be another.
+    Lists are short, for in long ones what two find last comes before what one finds first. Where an engine fails the
+    others go on, but a fatal error ends the run: with fewer engines it would be a different one.
     """
 
     engines: Sequence[TextRetriever]

@@ -74,7 +74,7 @@ class Budget:
     def __init__(self, calls: int | None = None, money: float | None = None, file: Path | None = None) -> None:
         self.calls, self.money, self.file = calls, money, file
         self._lock, self._used = threading.Lock(), dict[str, dict[str, float]]()
-        self._dearest: dict[str, float] = {}  # call in dollars, by service
+        self._dearest: dict[str, float] = {}  # call of each service, in dollars
         self._under_way, self._changed = 0, threading.Condition()
 
     def admit(self, service: str) -> None:
@@ -97,7 +97,7 @@ class Budget:
     def room(self, service: str) -> Iterator[None]:
         """A block for a call of unknown price, which waits until the money is enough for all that are under way.
 
-        Each is taken to cost what the dearest of its service did; while none is known, and at the end, one goes alone.
+        Each is taken to cost what the dearest of its service did; while none is known, and at the end, they go singly.
         """
 
         def enough() -> bool:
@@ -123,7 +123,7 @@ class Budget:
 
     @contextlib.contextmanager
     def _account(self) -> Iterator[dict[str, dict[str, float]]]:
-        """What is spent, to read and to change, by nobody else meanwhile. A change is kept unless the block fails."""
+        """What is spent, to read and to change, while nobody else can. A change is kept unless the block fails."""
         with self._lock, locked(self.file) if self.file else contextlib.nullcontext():
             used = self._read()
             yield used
@@ -141,7 +141,7 @@ class TokenBucket:
     """At most `rate` calls a second on average, up to a second's worth at once; callers wait in line."""
 
     def __init__(self, rate: float) -> None:
-        self._step, self._most = 1 / rate, max(1.0, 1 / rate)  # seconds between calls, and that may be saved up
+        self._step, self._most = 1 / rate, max(1.0, 1 / rate)  # seconds between calls, and how many may be saved up
         self._turn, self._lock = 0.0, threading.Lock()
 
     def take(self) -> float:

@@ -39,14 +39,14 @@ if TYPE_CHECKING:
 SECONDS, BUILDING = 30.0, 1800.0  # for one call; for one that makes the server build something
 CANNOT_CONNECT = 2  # pymilvus's code for it
 KEEPALIVE = {"grpc.keepalive_time_ms": 300_000}  # a busy Milvus Lite takes pings every ten seconds for an attack
-BATCH = 500  # entries of an insert, which fit the 64 MB of a message even where each text is as long as may be
-TIES = 20  # asked for beyond k, so that equals at the end of a list are ordered as the local engines order them
+BATCH = 500  # entries of an insert, which fit the 64 MB of a message even where each text is as long as it may be
+TIES = 20  # asked for beyond k, so that ties at the end of a list are ordered as the local engines order them
 INVERTED = {"index_type": "SPARSE_INVERTED_INDEX", "metric_type": "IP", "params": {}}
 FLAT = {"index_type": "FLAT", "metric_type": "IP", "params": {}}
 TEXTS = ("name", "title", "text")  # fields of an entry, beside its number `n` and its vector
 VARCHAR_BYTES = 65_535  # Milvus's limit for a text
-LITE = "its folder must exist, and one process alone may have it open (others ask a milvus-lite server); one that "
-LITE += "is broken or something else is deleted"
+LITE = "its folder must exist, and only one process may have it open (others ask a milvus-lite server); delete one "
+LITE += "that is broken or is something else"
 
 Row = tuple[str, str, str, Any]  # name, title, text, vector
 
@@ -96,10 +96,10 @@ def word_counts(query: str) -> dict[int, float]:
 
 @dataclass(frozen=True)
 class Collection:
-    """A collection of that name on the Milvus at `uri`, there or to be made. Safe between threads.
+    """A collection of that name on the Milvus at `uri`, already there or yet to be made. Safe between threads.
 
-    It is of pages, a `base.TextRetriever`, or with `dim` of vectors of so many numbers; `vector_of` makes a vector of
-    what is searched. So with `tools.image.embed` it is a `base.ImageRetriever`.
+    It holds pages, as a `base.TextRetriever`, or with `dim` vectors of that many numbers; `vector_of` turns what is
+    searched for into a vector. So with `tools.image.embed` it is a `base.ImageRetriever`.
     """
 
     uri: str
@@ -108,7 +108,7 @@ class Collection:
     vector_of: Callable[[Any], Any] = word_counts
 
     def exists(self) -> bool:
-        """Whether it is there, whole: the index comes last."""
+        """Whether it is there and complete: the index is made last."""
         with client(self.uri) as milvus:
             return milvus.has_collection(self.name, timeout=SECONDS) and bool(milvus.list_indexes(self.name))
 
@@ -123,7 +123,7 @@ class Collection:
         return self
 
     def search(self, asked: Any, k: int, seconds: float = 0.0) -> list[Hit]:
-        """The best `k` by inner product; equals in the order of indexing, as the local engines have them."""
+        """The best `k` by inner product; ties in the order of indexing, as the local engines have them."""
         vector = self.vector_of(asked)
         if not len(vector):
             return []
@@ -134,7 +134,7 @@ class Collection:
         return [Hit(*itemgetter(*TEXTS)(hit["entity"]), round(float(hit["distance"]), 4)) for hit in best]
 
     def fill(self, rows: Iterable[Row], index: Mapping[str, Any] | None = None) -> None:
-        """Make it of rows, with another than the exact index where one is given; an interrupted filling leaves none."""
+        """Make it from rows, with `index`, or an exact one where none is given; an interrupted call leaves nothing."""
         entries = ({"n": n, **dict(zip(TEXTS, texts)), "vector": vector} for n, (*texts, vector) in enumerate(rows))
         with client(self.uri) as milvus:
             from pymilvus import DataType
@@ -159,7 +159,7 @@ class Collection:
 
 
 def page_weights(pages: Iterable[Page]) -> Callable[[Page], dict[int, float]]:
-    """What makes one of `pages` a sparse vector: BM25's weights of its words (Lucene's variant, as bm25s's default)."""
+    """What turns one of `pages` into a sparse vector: BM25 weights of its words (Lucene's variant, bm25s's default)."""
     lengths, holding = [], Counter()
     for found in map(page_words, pages):
         lengths.append(len(found))
@@ -177,7 +177,7 @@ def page_weights(pages: Iterable[Page]) -> Callable[[Page], dict[int, float]]:
 
 
 def index_pages(collection: Collection, pages: Iterable[Page]) -> None:
-    """Make a collection of pages, which are gone through twice: for the words' frequencies, then to be put in."""
+    """Make a collection of pages, which are read twice: to count words, then to be put in."""
     weigh = page_weights(pages)
     collection.fill((page.id, page.title, page.text, weigh(page)) for page in pages)
 

@@ -45,7 +45,7 @@ UNKNOWN = re.compile(
 )
 UNREACHED = "could not be reached"
 THOUGHTS = re.compile(r"\A\s*<(think|thinking)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
-TAKEN = re.compile(r"after (\d+) \+ (\d+) tokens")  # what a reply without text has cost stands in its error alone
+TAKEN = re.compile(r"after (\d+) \+ (\d+) tokens")  # what a reply without text has cost is said in its error alone
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Chat:
     def __init__(self, model: ChatModel, door: Door, role: str) -> None:
         self.model, self.door, self.role = model, door, role
         self._usage, self._lock = Counter(calls=0, prompt_tokens=0, completion_tokens=0, cost=0.0), threading.Lock()
-        self._instead: dict[str, Any] = {}  # what is sent in the place of parameters that the model has refused
+        self._instead: dict[str, Any] = {}  # what is sent in place of parameters that the model has refused
 
     def complete(self, messages: Sequence[Message], seed: int | None = None) -> Completion:
         """The model's answer to a chat of messages as above; `seed` tells repeated samples of one chat apart.
@@ -131,7 +131,7 @@ class Chat:
         return answer
 
     def usage(self) -> dict[str, float]:
-        """Calls, tokens and dollars so far; a replayed call counts as when it was made."""
+        """Calls, tokens and dollars so far; a replayed call counts as it did when it was made."""
         with self._lock:
             return dict(self._usage)
 

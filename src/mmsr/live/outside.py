@@ -36,13 +36,13 @@ TEXT_SOURCES = (LOCAL, MILVUS, *TEXT_ENGINES)
 DOMAIN = re.compile(r"[\w-]+(\.[\w-]+)*")
 ADDRESS = re.compile(r"https?://[^/?#@\s]+(/[^?#\s]*)?")
 SPENT, USAGE = "outside/spent.json", "outside"  # within a run's folder
-PATH = {"path": True}  # what a field says of itself: where it holds no address, it is given from where the command runs
+PATH = {"path": True}  # a field's mark: unless it holds an address, its path is relative to where the command runs
 LOOSE = {"loose": True}  # it may change when a run goes on
 ROLE = LOOSE | {"dictionary": True}  # and it is given as one
 
 
 class RoleModel(BaseModel, frozen=True, extra="allow", allow_inf_nan=False):
-    """What holds for the model of one role; any other key goes into each request, and null takes one out of it."""
+    """Settings for the model of one role; any other key goes into each request, and null takes one out of it."""
 
     price_in: float | None = Field(None, ge=0)
     price_out: float | None = Field(None, ge=0)
@@ -60,7 +60,7 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     picture_search: Literal[LOCAL, MILVUS, *IMAGE_ENGINES] = LOCAL
     picture_url: str = Field("", json_schema_extra=PATH)  # as search_url
     world: str = Field("", json_schema_extra=PATH)  # what `mmsr world index` made, "" for flags × factbook
-    read_pages: bool = True  # the pages that a web engine names, or their snippets have to do
+    read_pages: bool = True  # whether to read the pages that a web engine names, or make do with snippets
     distrusted: str = ""  # domains, such as "example.org example.net": an answer that they alone support is marked
     grounder: Literal["base", "dino"] = "base"  # the frozen policy, or Grounding DINO
     teacher: str = ""  # a model's name at the endpoint, "" for the script
@@ -78,7 +78,7 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     rivals_llm: RoleModel = Field(RoleModel(), json_schema_extra=ROLE)  # of each of them
     record: str = Field("", json_schema_extra=PATH)  # the file of the record
     mode: Mode = "live"  # see `live.door`
-    record_days: float = Field(0.0, ge=0, le=10_000, json_schema_extra=LOOSE)  # what is older is asked again; 0: none
+    record_days: float = Field(0.0, ge=0, le=10_000, json_schema_extra=LOOSE)  # older answers are asked again; 0: none
     budget_calls: int = Field(0, ge=0, json_schema_extra=LOOSE)  # of the whole run; 0 for no limit
     budget_money: float = Field(0.0, ge=0, json_schema_extra=LOOSE)  # in US dollars
 
@@ -100,7 +100,7 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
                 file = ", or a file that ends in .db" if engine == MILVUS else ""
                 raise ValueError(f"{key} must be an address such as http://127.0.0.1:8765{file}, not {url!r}.")
         if wrong := [name for name in self.distrusted.split() if not DOMAIN.fullmatch(name)]:
-            raise ValueError(f"distrusted must be domains such as 'example.org example.net', and {wrong[0]!r} is none.")
+            raise ValueError(f"distrusted must be domains such as 'example.org example.net', not {wrong[0]!r}.")
         if bool(self.record) == (self.mode == "live"):
             what = "names a file, but mode is live" if self.record else f"names no file, but mode is {self.mode}"
             raise ValueError(f"record {what}: give both record=FILE and mode=record or mode=replay, or neither.")
@@ -115,7 +115,7 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         }
 
     def chat_model(self, role: str, number: int = 0) -> ChatModel:
-        """A role's model at the endpoint, with the settings of all and its own; of several in a role, that number."""
+        """A role's model at the endpoint, with the shared settings and its own; of several in a role, that number."""
         own, known = getattr(self, f"{role}_llm"), {*RoleModel.model_fields}
         name = getattr(self, role).split()[number] if role == "rivals" else getattr(self, role)
         at = ChatModel(name, price_in=self.llm_price_in, price_out=self.llm_price_out, max_tokens=self.llm_max_tokens)
@@ -129,7 +129,7 @@ class Outside(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         return [engine and moved(engine, url) for engine, url in every]
 
     def distrusts(self, url: str) -> bool:
-        """Whether an address is of a distrusted domain, or of one below it."""
+        """Whether an address belongs to a distrusted domain, or to one below it."""
         host = httpx.URL(url).host.rstrip(".") if is_address(url) else ""
         return any(f".{host}".endswith(f".{domain.lower()}") for domain in self.distrusted.split())
 
@@ -206,7 +206,7 @@ def connect(outside: Outside, folder: Path | None = None) -> Connection:
 def record_usage(connection: Connection, folder: Path, notebook: str) -> str:
     """Write down what this notebook asked for outside, if anything, and return it in a few lines.
 
-    `metrics.json` gets what is alike live and replayed; `outside/<notebook>.json` also what the run has truly spent.
+    `metrics.json` gets what is the same live and replayed; `outside/<notebook>.json` also what the run has truly spent.
     """
     asked, spent = dict(sorted(connection.door.asked.items())), connection.door.budget.summary()
     if not asked:
@@ -223,7 +223,7 @@ def record_usage(connection: Connection, folder: Path, notebook: str) -> str:
     calls, dollars = (sum(one[key] for one in spent.values()) for key in ("calls", "money"))
     told = f"asked outside: {_list(asked)}\nspent by this run so far: {calls:.0f} calls, ${dollars:.4f}"
     if any(failed.values()):
-        told += f"\nasked in vain: {_list({name: count for name, count in failed.items() if count})}"
+        told += f"\nnot answered: {_list({name: count for name, count in failed.items() if count})}"
     if judge := connection.judge:
         kept["judge"] = {"prompt_sha256": judge.settings["prompt"], "counts": judge.counts()}
         values |= {f"judge/{notebook}/{name}": float(count) for name, count in judge.counts().items()}

@@ -1,4 +1,4 @@
-"""The record of outside calls, one SQLite file: the text that each was answered, or how it failed.
+"""The record of outside calls, one SQLite file: the text that answered each, or how it failed.
 
 call = Call("serper", 1, "POST /search", {"q": "Kenya capital"})
 save(file, call, Outcome("the text of the answer"), seconds=0.4)
@@ -34,7 +34,7 @@ INSERT = """INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO 
 
 @dataclass(frozen=True)
 class Call:
-    """What makes a call: back end, version of our dialect, method and path, JSON body, sha256 of its pictures."""
+    """What identifies a call: back end, version of our dialect, method and path, JSON body, sha256 of its pictures."""
 
     backend: str
     version: int
@@ -72,7 +72,7 @@ class Outcome:
 def opened(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
     """A connection for one piece of work: no connection outlives it, so that threads and forks share none.
 
-    To write, a record is made where none is. Raises FatalToolError where the file is missing, damaged or no record.
+    For writing, a missing record is made. Raises FatalToolError where the file is missing, damaged or not a record.
     """
     if not write and not file.exists():
         raise FatalToolError(f"There is no record at {file}: run once in mode record, or `mmsr replay import` one.")
@@ -88,7 +88,7 @@ def opened(file: Path, write: bool = False) -> Iterator[sqlite3.Connection]:
                 connection.execute(TABLE)
                 connection.execute(f"PRAGMA user_version={SCHEMA}")
             elif version != SCHEMA:
-                raise FatalToolError(f"{file} is no record of this version (it has {version}, not {SCHEMA}).")
+                raise FatalToolError(f"{file} is not a record of this version (it has {version}, not {SCHEMA}).")
             yield connection
     except (sqlite3.Error, zlib.error, UnicodeDecodeError, OSError) as error:
         raise FatalToolError(f"The record {file} cannot be used ({error}): check the file and its folder.") from error
@@ -102,7 +102,7 @@ def load(file: Path, key: str) -> Outcome | None:
 
 
 def save(file: Path, call: Call, outcome: Outcome, seconds: float, since: str = "") -> Outcome:
-    """Keep an outcome and return what is now kept, which another process may have answered first.
+    """Keep an outcome and return what is now kept, which may be what another process saved first.
 
     An answer from before `since` makes room for another answer, and outlives an error.
     """
@@ -132,7 +132,7 @@ def export_jsonl(file: Path, out: Path) -> int:
 
 
 def import_jsonl(file: Path, source: Path) -> dict[str, int]:
-    """Add exported calls to a record; those that it answers are left. Returns how many were "added" and "left".
+    """Add exported calls to a record; those already answered stay. Returns how many were "added" and "left".
 
     Raises ToolError naming the first line that is no record, and adds nothing.
     """
@@ -155,7 +155,7 @@ def _parsed(line: bytes) -> tuple[Call, Outcome, float, str]:
     if call.key != entry["key"]:
         raise ValueError("the key does not fit the request")
     if entry["error"] not in ("", *ERRORS) or not isinstance(entry["answer"], str):
-        raise ValueError("the answer is no text, or the error of an unknown kind")
+        raise ValueError("the answer is not text, or the error is of an unknown kind")
     return call, Outcome(entry["answer"], entry["error"]), float(entry["seconds"]), str(entry["created"])
 
 

@@ -45,7 +45,7 @@ ANGLES = str.maketrans(
 
 
 def as_data(text: str) -> str:
-    """Text for a prompt's <<< and >>>, which it cannot close, nor can it spell a model's special tokens."""
+    """Text to go between a prompt's <<< and >>>: it can neither close them nor spell a model's special tokens."""
     return text.translate(ANGLES)
 
 
@@ -54,7 +54,7 @@ def _reply(chat: Chat, prompt: str) -> str:
 
 
 def _after_thoughts(text: str) -> str:
-    """The text behind `</think>`, whose first tag some endpoints leave out; not for verdicts, which may quote it."""
+    """The text after `</think>`, whose opening tag some endpoints leave out; not for verdicts, which may quote it."""
     return text.rpartition("</think>")[2].strip()
 
 
@@ -65,11 +65,11 @@ class ModelJudge:
         self.chat, self.workers = Chat(replace(model, temperature=0.0), door, "judge"), model.workers
         self.settings = {"model": model.model, "prompt": hashlib.sha256(JUDGE.encode()).hexdigest()[:12]}
         self._kept: dict[Row, Verdict] = {}
-        self._counted: list[str] = []  # a name of `counts` each; to add to a list is safe between threads
+        self._counted: list[str] = []  # each a name of `counts`; appending to a list is safe between threads
         self._asking = threading.Lock()
 
     def verdict(self, question: str, golds: Sequence[str], answer: str) -> Verdict:
-        """The verdict on one answer, asked for anew; a reply that cannot be read is a label of None."""
+        """The verdict on one answer, always asked for anew; a reply that cannot be read gives the label None."""
         if is_blank(answer):
             return self._count(Verdict("not_attempted", False, "no answer"))
         prompt = JUDGE.format(question=as_data(question), golds=as_data(" | ".join(golds)), answer=as_data(answer))
@@ -77,7 +77,7 @@ class ModelJudge:
         return self._count(Verdict(label, exact_match(answer, golds), why))
 
     def verdicts(self, rows: Sequence[Row]) -> list[Verdict]:
-        """On rows, in order, asked for side by side, each different one once; a failed call is a label of None."""
+        """The verdicts on rows, in order, asked for side by side, each once; a failed call gives the label None."""
         rows = [(question, tuple(golds), answer) for question, golds, answer in rows]
         with self._asking:
             new = [row for row in dict.fromkeys(rows) if row not in self._kept]
@@ -169,9 +169,9 @@ def read_field(reply: str) -> str:
 class LLMTeacher:
     """The teacher as the paper has it (§3.3, Gemini-2.5-Pro): it plays whole episodes against the tools.
 
-    What it writes is parsed like any policy's turn: a broken one is told so, and may fail the episode. It reads the
-    policies' prompts with advice on when to search; the trajectory holds them without, for the policy will learn from
-    that; a rival is not `advised`. `seed` goes with every call. Safe between threads.
+    What it writes is parsed like any policy's turn: a broken one gets an error back, and may fail the episode. It reads
+    the policies' prompts with advice on when to search; the trajectory, from which the policy will learn, holds them
+    without it; a rival is not `advised`. `seed` goes with every call. Safe between threads.
     """
 
     def __init__(self, chat: Chat, seed: int = 0, advised: bool = True) -> None:
@@ -193,7 +193,7 @@ class LLMTeacher:
         return env.trajectory
 
     def player(self, workers: int = 8) -> Player:
-        """This teacher as the data building sees it, playing so many episodes at once."""
+        """This teacher as the data building sees it, playing `workers` episodes at once."""
         model, prompts = self.chat.model, "".join(turn_prompt("", before) for before in TURNS)
         written = hashlib.sha256(prompts.encode()).hexdigest()[:16]
         settings = {"teacher": model.model, "temperature": model.temperature, "teacher_prompts": written}
@@ -203,14 +203,14 @@ class LLMTeacher:
 class Rival:
     """A large model as a workflow of notebook 04, with tools or without (paper Table 1: GPT-4o, o3).
 
-    A call that failed counts as no answer, and is told; what cannot be mended by asking again is raised.
+    A call that failed counts as no answer, and is reported; what cannot be mended by asking again is raised.
     """
 
     def __init__(self, chat: Chat) -> None:
         self.chat, self.name = chat, chat.model.model.replace("/", "_")
 
     def ask(self, asked: Sequence[tuple[Image.Image, list[dict]]], batch_size: int = 0) -> list[str]:
-        """What it answers in each conversation, as `Policy.ask`; its workers say how many it has at once."""
+        """What it answers in each conversation, as `Policy.ask`; its workers say how many it answers at once."""
 
         def one(conversation: tuple[Image.Image, list[dict]]) -> str:
             picture, messages = conversation
@@ -224,7 +224,7 @@ class Rival:
         return ["" if isinstance(answer, ToolError) else answer for answer in answers]
 
     def play(self, tasks: Sequence[Task], tools: Tools, prompts: Prompts) -> list[Trajectory]:
-        """The protocol, told as the base is told it (the paper's prompted agent), with all tools."""
+        """The protocol, explained as it is to the base (the paper's prompted agent), with all tools."""
         player = LLMTeacher(self.chat, advised=False)
         episodes = [SearchEnv(tools, prompts, task) for task in tasks]
         self._tell(in_parallel(lambda env: player.play(env.task, env), episodes, self.chat.model.workers))

@@ -11,7 +11,7 @@
 | GET /search?q=&format=json | SearXNG |
 | GET /page/{id}, GET /picture/{id}.png | the pages and pictures that results name |
 
-No key is asked for, and nothing outside is fetched: /lens takes a `data:` address, or that of a picture sent to /image
+No key is asked for, and nothing outside is fetched: /lens takes a `data:` URL, or that of a picture sent to /image
 (GET /image/{image_id}) or served here.
 """
 
@@ -55,7 +55,7 @@ PICTURES = ("image", "thumbnail", "imageUrl", "thumbnailUrl")  # the fields of a
 
 
 class Query(BaseModel):
-    """What Serper, SerpApi and SearXNG are asked, in a body or in an address; with Serper's name of the search."""
+    """What Serper, SerpApi and SearXNG are asked, in a body or an address; `type` is Serper's name for the search."""
 
     type: ClassVar = "search"
     q: Annotated[str, Field(pattern=r"\S")]
@@ -79,7 +79,7 @@ class Queries(BaseModel):
 
 
 T = TypeVar("T")
-SERPAPI = {"google": (Query, "organic_results"), "google_lens": (Lens, "visual_matches")}  # asked, and answered in
+SERPAPI = {"google": (Query, "organic_results"), "google_lens": (Lens, "visual_matches")}  # asked; the answer's field
 
 
 class WorldServer(Starlette):
@@ -145,7 +145,7 @@ class WorldServer(Starlette):
             url = f"/image/{asked.image_id}" if asked.image_id else asked.url
             inline = re.fullmatch(r"data:image/\w+;base64,(.+)", url, re.DOTALL)
             if not (data := inline[1] if inline else self._own(url)):  # nothing is ever fetched
-                raise HTTPException(400, "send a data address or that of a picture here: POST it to /image first")
+                raise HTTPException(400, "send a data URL or that of a picture here: POST it to /image first")
             hits = _looked_at(data, lambda picture: self.image_search.search(picture, 10))
         rows = []
         for rank, hit in enumerate(hits, 1):

@@ -1,4 +1,4 @@
-"""One request over the wire, below the door: addresses checked where they are connected to, a wall clock, a size limit.
+"""One request over the wire, below the door: addresses checked as they are connected to, a wall clock, a size limit.
 
 httpx times each read by itself, so a server that drips a byte a second holds a caller for ever: here each call has a
 thread and a connection to itself, which end with its time; a whole answer leaves the connection to the next call. The
@@ -26,20 +26,20 @@ import httpx
 from mmsr.live.limits import BadAnswer, Refused, Unavailable
 
 _TLS = httpx.create_ssl_context()  # made once: it reads all the certificates
-_IDLE: dict[tuple[Any, ...], httpx.HTTPTransport] = {}  # connections to go on with, by process, thread and place
+_IDLE: dict[tuple[Any, ...], httpx.HTTPTransport] = {}  # connections to reuse, by process, thread and place
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _UNICAST = ipaddress.ip_network("2000::/3")  # IPv6 has no public address outside it
 # What Python takes for public and is not: services of a cloud's own network (Azure, Oracle, IBM) and reserved blocks.
 _INSIDE = ("168.63.129.16/32", "192.0.0.0/24", "161.26.0.0/16", "166.8.0.0/14", "192.88.99.0/24", "3fff::/20")
 _INSIDE = tuple(map(ipaddress.ip_network, _INSIDE))
-# A compressed body's forms, as zlib numbers them: "deflate" has a head of its own or, from some servers, none.
+# A compressed body's forms, as zlib numbers them: "deflate" has a header of its own or, from some servers, none.
 _FORMS = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
 
 T = TypeVar("T")
 
 
 def bounded(work: Callable[[], T], seconds: float) -> T:
-    """What `work` gives, done in a thread of its own. Raises TimeoutError after `seconds`; nobody hears it then."""
+    """What `work` gives, done in a thread of its own. Raises TimeoutError after `seconds`; a later result is lost."""
     done: Future[T] = Future()
 
     def fulfil() -> None:
@@ -77,7 +77,7 @@ def send(request: httpx.Request, name: str, max_bytes: int, guarded: bool = Fals
     except (TimeoutError, httpx.TimeoutException):
         raise Unavailable(f"{name} did not answer within {seconds:.1f} s.") from None
     except (httpx.UnsupportedProtocol, ValueError, OverflowError):  # such as a port that no machine has
-        raise Refused(f"{name} was given an address that is none: check its base URL.") from None
+        raise Refused(f"{name} was given something that is not an address: check its base URL.") from None
     except (httpx.TransportError, OSError) as error:
         said = f"{type(error).__name__}: {str(error)[:200].rstrip('.')}"
         raise Unavailable(f"{name} could not be reached ({said}).") from None
@@ -97,7 +97,7 @@ def _whole(answer: httpx.Response, name: str, max_bytes: int, ends: float) -> ht
     except BadAnswer:
         if answer.is_success:
             raise
-        content = b""  # an error is told by its status
+        content = b""  # for an error, the status is enough
     return httpx.Response(answer.status_code, headers=answer.headers, content=content)
 
 
@@ -110,10 +110,10 @@ def _unpacked(body: bytes, form: str, name: str, max_bytes: int) -> bytes:
             unpacking = zlib.decompressobj(bits)
             content = unpacking.decompress(body, max_bytes + 1)
             if len(content) > max_bytes:
-                raise BadAnswer(f"{name} sent compressed more than the {max_bytes / 1e6:g} MB that are read.")
+                raise BadAnswer(f"{name} sent, compressed, more than the {max_bytes / 1e6:g} MB that are read.")
             if unpacking.eof:
                 return content
-    raise BadAnswer(f"{name} sent a compressed answer ({form[:40]}), which nobody asked for and cannot be unpacked.")
+    raise BadAnswer(f"{name} sent a compressed answer ({form[:40]}), which nobody asked for and nothing can unpack.")
 
 
 def _proxy(url: httpx.URL) -> str | None:

@@ -1,4 +1,4 @@
-"""Runs of the notebooks: papermill, comparisons, trainings on many processes, the agent of a run."""
+"""Runs of the notebooks: papermill, comparisons, training on many processes, the agent of a run."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def refusing(*errors: type[Exception], saying: str = "") -> Iterator[None]:
-    """Errors of these kinds become `UsageError`: their messages are such sentences, or the reason of what is said."""
+    """Errors of these kinds become `UsageError`, with their own message, or as the reason for what `saying` states."""
     try:
         yield
     except errors as error:

@@ -2,7 +2,7 @@
 
     mmsr ask flags.png "What is the capital of the country whose flag is on the left?" --html episode.html
 
-    who = find_agent("tiny")                                # the shipped agent; or of a run, or an adapter's folder
+    who = find_agent("tiny")                                # the shipped agent; or a run's, or an adapter folder's
     played = ask(who, Task("ask", question, read_file(path), golds=()), tell=print)
 
 Offline it searches the flags and pages of the world and nothing else; with the keys of `live.outside.Outside`, the web.
@@ -75,7 +75,7 @@ def find_agent(
         if not adapter.is_dir():
             raise UsageError("this copy ships no trained tiny agent: give one with --run RUN or --adapter DIR.")
     if adapter and not _is_lora(adapter):
-        raise UsageError(f"{adapter} is no folder of LoRA weights: its adapter_config.json does not say so.")
+        raise UsageError(f"{adapter} is not a folder of LoRA weights: its adapter_config.json does not say so.")
     return Agent(size, adapter, outside)
 
 
@@ -119,15 +119,15 @@ def read_file(path: Path) -> Image.Image:
     with refusing(OSError, saying=f"the picture {path} cannot be read"), path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise UsageError(f"the picture {path} has more than {MAX_BYTES // 1_000_000} MB: make it smaller.")
+        raise UsageError(f"the picture {path} is larger than {MAX_BYTES // 1_000_000} MB: make it smaller.")
     with refusing(ValueError, saying=f"the picture {path} cannot be used"):
         return read_picture(data)
 
 
 def ask(agent: Agent, task: Task, tell: Callable[[str], None] = lambda text: None) -> Trajectory:
-    """Play one episode, telling each turn when it has been played, and at the end which pages hold the answer.
+    """Play one episode; `tell` gets each turn once it is played, and at the end the answer and the pages that hold it.
 
-    Raises UsageError for an empty question, a policy or tool that cannot be had.
+    Raises UsageError for an empty question, or for a policy or tool that cannot be loaded.
     """
     size, _, outside = agent
     if not task.question.strip():
@@ -151,7 +151,7 @@ def ask(agent: Agent, task: Task, tell: Callable[[str], None] = lambda text: Non
 
 
 def _row(agent: Agent, task: Task, played: Trajectory) -> dict[str, Any]:
-    """The episode as the viewer takes it, its answer held against the pages that were read."""
+    """The episode as the viewer takes it, its answer checked against the pages that were read."""
     trajectory = played.as_dict()
     found = support(trajectory, agent.outside.distrusts)
     return {"trajectory": trajectory, "question": {"text": task.question}, "support": found}
@@ -180,7 +180,7 @@ def turn_text(turn: TurnRecord, number: int) -> str:
 
 
 def _labelled(label: str, text: str) -> str:
-    """A text behind its label, wrapped to the terminal and indented under itself."""
+    """A text after its label, wrapped to the terminal and indented under itself."""
     width = max(40, min(WIDTH, shutil.get_terminal_size().columns)) - LABEL
     lines = [line for part in printable(text).splitlines() for line in textwrap.wrap(part, width)]
     return f"   {label}".ljust(LABEL) + f"\n{'':{LABEL}}".join(lines)

@@ -1,12 +1,12 @@
-"""Whether this machine gives a committed run's digits: it is run again, and held against that run.
+"""Whether this machine gives a committed run's digits: it is run again, and compared with that run.
 
     here, there = again("smoke", Path("."))         # papermill_runs/check_smoke, papermill_runs/reference_smoke
     misses(here, there)                             # [] where all agree
     surroundings(here, there)                       # what else is different: a guess at the reason
 
-Of a reference it needs `metrics.json`, `manifest.json` and the tables of its trainings, `sft/sft.csv` and
-`grpo/grpo.csv`. It runs under what the reference has pinned (see `mmsr.gpu.device`), with the same seed; a check that
-was killed goes on where it was.
+From a reference it needs `metrics.json`, `manifest.json` and the tables of its training, `sft/sft.csv` and
+`grpo/grpo.csv`. It runs with the reference's pins (see `mmsr.gpu.device`) and the same seed; a check that was killed
+goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ NAMED = 4  # numbers of a row that are named
 
 
 def again(preset: str, root: Path) -> tuple[Path, Path]:
-    """Run a preset again into a folder that is replaced once it is whole; that folder, and the committed run's.
+    """Run a preset again into a folder that is replaced once it is whole; returns it and the committed run's folder.
 
-    Raises UsageError, before anything starts, where that is not whole, and as `run` does.
+    Raises UsageError, before anything starts, where the latter is not whole, and as `run` does.
     """
     there = root / "papermill_runs" / REFERENCES[preset]
     if lacking := [name for name in (METRICS, MANIFEST, *TABLES) if not (there / name).exists()]:
@@ -54,7 +54,7 @@ def again(preset: str, root: Path) -> tuple[Path, Path]:
 
 def _was_killed(root: Path, here: Path) -> bool:
     """Whether a check with these very sources has begun and is not whole."""
-    with contextlib.suppress(UsageError, OSError, ValueError):  # of what cannot be read nothing is kept
+    with contextlib.suppress(UsageError, OSError, ValueError):  # what cannot be read is not kept
         if (state := State.load(here)) and not (here / MANIFEST).exists():
             sources = {name: read_notebook(root / "notebooks" / f"{name}.ipynb").sha256 for name in state.notebooks}
             code = code_sha256()

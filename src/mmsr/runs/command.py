@@ -3,9 +3,9 @@
     mmsr run 01 02 --preset tiny --name mine -p sft_lr=1e-3
     mmsr --help                                                 # all commands; mmsr run --help for one of them
 
-The commands and their options stand in `assets/runs/commands.toml`. A command imports what it needs when it runs.
+The commands and their options are in `assets/runs/commands.toml`. A command imports what it needs when it runs.
 
-Exit status: 0, 1 for what failed, differs or does not fit, 2 for what cannot be met, 130 for an interruption.
+Exit status: 0; 1 for what failed, differs or does not fit; 2 for a request that cannot be met; 130 if interrupted.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _add(
 
 
 def repository() -> Path:
-    """The clone that holds the notebooks: here, above, or where the package lies. UsageError where there is none."""
+    """The clone that holds the notebooks: here, above, or where the package is. UsageError where there is none."""
     here = Path.cwd()
     for folder in (here, *here.parents, Path(__file__).resolve().parents[3]):
         if (folder / "notebooks" / "01_build_data.ipynb").exists():
@@ -144,7 +144,7 @@ def _check(options: Options) -> int:
         print(f"\n{os.path.relpath(here)} agrees with {os.path.relpath(there)} to the last digit.")
         return 0
     print(f"\nDigits of {os.path.relpath(here)} and {os.path.relpath(there)} that differ:", *found, sep="\n  ")
-    print("\nSurroundings that differ:", *(surroundings(here, there) or ["none that the manifests tell"]), sep="\n  ")
+    print("\nSurroundings that differ:", *(surroundings(here, there) or ["none that the manifests show"]), sep="\n  ")
     return 1
 
 
@@ -216,14 +216,14 @@ def _fit(options: Options) -> int:
 
 def _bench(options: Options) -> None:
     if options.steps < 1:
-        raise UsageError(f"--steps takes a number from 1 on, not {options.steps}.")
+        raise UsageError(f"--steps takes a number of at least 1, not {options.steps}.")
     if options.out and not options.out.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {options.out.parent} to write {options.out.name} into: make it first.")
     from mmsr.files import write_json
     from mmsr.gpu.bench import BenchError, bench
 
     if options.model not in (("tiny", "layers12") if options.against else ("tiny", "qwen3b", "qwen7b")):
-        raise UsageError("--against takes the models tiny and layers12, and layers12 is for --against.")
+        raise UsageError("--against takes the models tiny and layers12, and layers12 needs --against.")
     if options.against:
         from mmsr.gpu.against import against as bench
     try:

@@ -5,8 +5,8 @@
     print(contrast([Path("papermill_runs/priced")], [Path("papermill_runs/tiny")]))
 
 Two accuracies with overlapping intervals may yet differ, for their questions are the same: so `contrast` takes the
-difference on each question and resamples its interval by country, as notebook 4 does within a run. An interval speaks
-of other questions, not of another training: so give it several pairs of runs, each of a seed of its own.
+difference on each question and resamples its interval by country, as notebook 4 does within a run. An interval
+covers other questions, not another training run: so give it several pairs of runs, each with a seed of its own.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ VIDEO = "video_preprocessor_config.json"  # stock processors of Qwen3-VL read it
 
 
 def export(run: Path, to: Path, merge: bool) -> str:
-    """Write the agent of a run, after GRPO or else SFT, into the folder `to`; what was written, in words.
+    """Write the agent of a run, after GRPO or else SFT, into the folder `to`; returns what was written, in words.
 
     Raises UsageError for a folder that holds something already, and as `find_agent` and `load` do.
     """

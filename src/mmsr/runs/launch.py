@@ -5,7 +5,7 @@
     accelerate launch --multi_gpu --num_processes 4 -m mmsr grpo --preset qwen3b --run papermill_runs/big
     mmsr run 04 05 --preset qwen3b --name big
 
-They take the parameters of their notebook (`-p key=value`), and read and leave what it does in the run's folder, which
+They take the parameters of their notebook (`-p key=value`), and read and write what it does in the run's folder, which
 all processes must see. The batch of a step is divided among the processes and keeps its size, so a preset holds for any
 number of them. How weights and gradients are kept is accelerate's configuration: DDP, and for SFT also FSDP and
 DeepSpeed. On a machine without GPUs `--multi_gpu` starts CPU processes; `--cpu` starts a single one.
@@ -56,7 +56,7 @@ def launch(stage: str, preset: str, run: Path, seed: int, parameters: Mapping[st
         _ = lab.validation if stage == "sft" else lab.grpo_questions  # a benchmark's files are read now
     quiet_trainers()
     alone = _alone(run.absolute()) if group.is_main_process else contextlib.nullcontext()
-    with alone, refusing(FileNotFoundError, FileDamaged, ToolError):  # data, tools: told before training, too
+    with alone, refusing(FileNotFoundError, FileDamaged, ToolError):  # data, tools: reported before training, too
         if stage == "sft":
             measured = summarise(lab.validate("sft", lab.sft()), seed)
             found = {f"sft/val/{name}": measured[name] for name in ("accuracy", "valid_turn_rate", "searches")}
@@ -77,7 +77,7 @@ def _check_weights() -> None:
     Episodes differ in turns, so the processes would wait for each other for ever.
     """
     asked = {name: os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED")}
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")  # not told where a file configures DeepSpeed
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")  # not set where a file configures DeepSpeed
     if asked["FSDP"] or (asked["DEEPSPEED"] and stage == "3"):
         name = "FSDP" if asked["FSDP"] else "DeepSpeed ZeRO-3"
         raise ValueError(f"GRPO does not run under {name}: launch it with DDP (--multi_gpu) or --zero_stage 2.")

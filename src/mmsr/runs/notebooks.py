@@ -57,7 +57,7 @@ class Notebook:
 
 
 def read_notebook(path: Path) -> Notebook:
-    """The notebook at `path`. ValueError where it is none, or has no `parameters` cell of literals."""
+    """The notebook at `path`. ValueError where it is not one, or has no `parameters` cell of literals."""
     try:
         node = nbformat.read(path, as_version=4)
         cells = [c for c in node.cells if c.cell_type == "code" and "parameters" in c.metadata.get("tags", [])]
@@ -91,7 +91,7 @@ def execute(
 ) -> nbformat.NotebookNode:
     """Run a notebook with these parameters, and return it; `copy` is written as its cells finish, each with a line.
 
-    `environment` is added to this process's for the kernel, which runs in the notebook's folder. `keep` is told what it
+    `environment` is added to this process's for the kernel, which runs in the notebook's folder. `keep` gets what it
     has cost so far: every second, from another thread, and at the end. Raises RunFailed for a cell that raises or a
     kernel that dies.
     """
@@ -150,7 +150,7 @@ class Watch(threading.Thread):
     def run(self) -> None:
         while not self.over.wait(TICK):
             self.measure()
-            with contextlib.suppress(OSError):  # of a full disk, which the end of the notebook tells
+            with contextlib.suppress(OSError):  # of a full disk, which the notebook's end reports
                 self.keep(self)
 
     def measure(self) -> None:

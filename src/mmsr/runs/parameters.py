@@ -1,11 +1,11 @@
-"""What `-p key=value` sets: a knob of a notebook, a size of the preset, or where something outside is.
+"""What `-p key=value` sets: a knob of a notebook, a size of the preset, or a setting of `outside`.
 
     given = {"kl": "0.01", "grpo_steps": "128", "search": "serper"}
     assign([notebook], "tiny", given, Path("notebooks"))["03_grpo"]
     # {"kl": 0.01, …, "sizes": {"grpo_steps": 128}, "outside": {"search": "serper"}}
 
 The notebooks' `parameters` cells, `Preset` and `Outside` say what there is and of which type, and in the metadata of
-their fields what is a path, what all notebooks of a run have alike, and what may change when a run goes on.
+their fields what is a path, what all notebooks of a run share, and what may change when a run is resumed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def assign(
 ) -> dict[str, dict[str, Any]]:
     """Each notebook's values by its name: its defaults, but for what is given, as text or typed.
 
-    A path is given from where the command runs and becomes one from `folder`. Raises ValueError, in one sentence, for a
+    A path relative to where the command runs becomes relative to `folder`. Raises ValueError, in one sentence, for a
     key that no notebook has, a value of another type and values that do not go together.
     """
     asked, found = sort(given, {name for notebook in notebooks for name in notebook.knobs.__pydantic_fields__}), {}
@@ -40,7 +40,7 @@ def assign(
         mine = {name: value for name, value in asked.items() if name in notebook.knobs.__pydantic_fields__}
         values = read_settings(notebook.knobs, mine, notebook.name).model_dump(exclude=set(OURS))
         for name, typed in zip(SETTINGS, settings(preset, values.get("sizes"), values.get("outside"))):
-            if name in values:  # some of a preset's prompts stay some
+            if name in values:  # a preset's prompts, given in part, stay partial
                 as_typed = {k: v if isinstance(v, Mapping) else getattr(typed, k) for k, v in values[name].items()}
                 values[name] = _reached(as_typed, SETTINGS[name], folder)
         others = {name: values[name] for name in mine if name not in SETTINGS}
@@ -49,7 +49,7 @@ def assign(
 
 
 def _reached(values: Mapping[str, Any], kind: type, folder: Path) -> dict[str, Any]:
-    """Fields of a settings class, their paths from `folder`; what is absolute, an address or on the hub stays."""
+    """Fields of a settings class, paths relative to `folder`; what is absolute, an address or on the hub stays."""
     found = dict(values)
     for key in marked(kind, "path") & values.keys():
         text, path = values[key], Path(values[key]).expanduser()
@@ -57,7 +57,7 @@ def _reached(values: Mapping[str, Any], kind: type, folder: Path) -> dict[str, A
             continue
         try:
             found[key] = Path(os.path.relpath(path, folder)).as_posix()
-        except ValueError:  # of two drives of Windows
+        except ValueError:  # on two drives of Windows
             found[key] = str(path.absolute())
     return found
 
@@ -65,7 +65,7 @@ def _reached(values: Mapping[str, Any], kind: type, folder: Path) -> dict[str, A
 def sort(given: Mapping[str, Any], knobs: Collection[str]) -> dict[str, Any]:
     """What is given, by the knob that it sets: itself, or the dictionary with a field of that name.
 
-    Raises ValueError for what sets none of the knobs, is given in another way, or is no dictionary where one is needed.
+    Raises ValueError for what sets none of the knobs, is set elsewhere, or is not a dictionary where one is needed.
     """
     values: dict[str, Any] = {}
     settings = {name: kind.__pydantic_fields__ for name, kind in SETTINGS.items() if name in knobs}
@@ -87,7 +87,7 @@ def sort(given: Mapping[str, Any], knobs: Collection[str]) -> dict[str, Any]:
 
 
 def _dictionary(key: str, value: Any) -> Mapping[str, Any]:
-    """A dictionary, also as the text of one in JSON or Python."""
+    """A dictionary, or the text of one in JSON or Python."""
     for read in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError, TypeError):
             value = read(value)

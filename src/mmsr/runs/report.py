@@ -2,8 +2,8 @@
 
     write_report(Path("papermill_runs/tiny"))
 
-Results, figures, ten episodes that tell something, where the data came from, what it was run with. The page is whole in
-itself, and its template, `assets/show/report.html`, escapes whatever policies and pages have written.
+Results, figures, ten episodes worth reading, where the data came from, what it was run with. The page is
+self-contained, and its template, `assets/show/report.html`, escapes whatever policies and pages have written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmsr.show.viewer import CARD_STYLE, ENVIRONMENT, NAMES, data_url
 
 REPORT = "report.html"
 TEMPLATE = ENVIRONMENT.get_template("report.html", globals=NAMES)
-FIRST = ("workflows", "habits", "before_after", "crops")  # of the figures; the others behind them, by name
+FIRST = ("workflows", "habits", "before_after", "crops")  # of the figures; the others after them, by name
 
 Chosen = Callable[[Row, Row], bool]  # of the agent's row after GRPO and after SFT, on the same question
 
@@ -43,9 +43,9 @@ def _habit(name: str) -> Chosen:
 
 
 TELLING: dict[str, Chosen] = {
-    "Learned under the reward: a wording that no page has is searched in the page's own words.": _habit("rewords"),
+    "Learned under the reward: a wording that no page has is searched for in the page's own words.": _habit("rewords"),
     "Learned under the reward: after a search that found nothing it asks again.": _habit("tries_again"),
-    "Learned under the reward: from the first country on to the second.": _habit("goes_on"),
+    "Learned under the reward: it goes on from the first country to the second.": _habit("goes_on"),
     "Learned under the reward: a fact is looked up instead of remembered.": _habit("looks_up"),
     "Lost under the reward: the cold start had this right.": lambda grpo, sft: sft["correct"] and not grpo["correct"],
     "The crop shows another flag, and all that follows is about another country.": (
@@ -54,8 +54,8 @@ TELLING: dict[str, Chosen] = {
     "The right country, the wrong answer: a page misread.": (
         lambda grpo, sft: grpo["recall_at_1"] and not grpo["correct"] and _support(grpo) == "supported"
     ),
-    "An answer that stands on no page that was read.": lambda grpo, sft: _support(grpo) == "unsupported",
-    "A needless search: it could have known.": lambda grpo, sft: grpo["needless"],
+    "An answer found on no page that was read.": lambda grpo, sft: _support(grpo) == "unsupported",
+    "A needless search: it could have answered without.": lambda grpo, sft: grpo["needless"],
     "No search at all: the picture is enough.": lambda grpo, sft: _kind(grpo) == "visual" and grpo["correct"],
 }
 

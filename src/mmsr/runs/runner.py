@@ -52,7 +52,7 @@ GOES_ON = {"01": "funnel", "02": "sft/checkpoints", "03": "grpo/checkpoints"}  #
 ALIKE = marked(Preset, "alike")  # a run has one value of these, whichever notebooks it runs when
 LOOSE = marked(Outside, "loose") | marked(Preset, "loose")  # these may change when a run goes on
 QUIET = {"TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg", "PYTHONHASHSEED": "0"}  # and repeatable
-CLOCKS = 5.0  # seconds by which two looks at a process's beginning may differ
+CLOCKS = 5.0  # seconds by which two readings of a process's start may differ
 
 
 class Record(BaseModel):
@@ -107,8 +107,8 @@ def run(
     """Run notebooks of `root/notebooks` in order into `root/papermill_runs/<name>`, and return that folder.
 
     notebooks: numbers or names ("02", "02_sft"), all where empty. parameters: text or typed (see `parameters.assign`).
-    What a run of that name has finished is not done again, unless `fresh` deletes it first. `pins` are taken where
-    others would be (see `mmsr.gpu.device`). Raises UsageError, before anything starts, where the request cannot be met,
+    What a run of that name has finished is not done again, unless `fresh` deletes it first. `pins` replace the
+    machine's own (see `mmsr.gpu.device`). Raises UsageError, before anything starts, where the request cannot be met,
     and RunFailed for a failing cell.
     """
     root = root.absolute()
@@ -118,7 +118,7 @@ def run(
         values = assign(chosen, preset, parameters, root / "notebooks")
         _check(preset, values, root / "notebooks")
         if not re.fullmatch(r"\w[\w.-]{0,63}", name or preset):
-            allowed = "use up to 64 letters, digits, points, dashes and underscores"
+            allowed = "use up to 64 letters, digits, dots, dashes and underscores"
             raise ValueError(f"A run cannot be named {name!r:.80}: {allowed}.")
         _check_adapters(folder, values, root / "notebooks", fresh)
     records = {one.name: Record(sha256=one.sha256, parameters=values[one.name]) for one in chosen}
@@ -134,7 +134,7 @@ def run(
 
 @functools.cache
 def _machine(pins: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Packages, device and pins as a kernel has them: told by a process of its own, which loads torch for it."""
+    """Packages, device and pins as a kernel has them: reported by a process of its own, which loads torch for it."""
     command, environment = [sys.executable, "-m", "mmsr.gpu.device"], os.environ | dict(pins)
     return json.loads(subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout)
 
@@ -143,7 +143,7 @@ def _run_one(notebook: Notebook, folder: Path, state: State, pins: Mapping[str, 
     """Run a notebook unless it is finished; its copy bears a temporary name until it is."""
     record = state.notebooks[notebook.name]
     if record.finished:
-        print(f"{notebook.name} was finished before (it runs again where its copy is deleted)", flush=True)
+        print(f"{notebook.name} is already finished (delete its copy to run it again)", flush=True)
         return
     before = record.model_copy()
 
@@ -176,7 +176,7 @@ def _run_one(notebook: Notebook, folder: Path, state: State, pins: Mapping[str, 
 
 
 def _environment(preset: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """The kernel's, beside this process's: repeatable, and without the hub where all models are shipped."""
+    """The kernel's, on top of this process's: repeatable, and without the hub where all models are shipped."""
     size, outside = settings(preset, values.get("sizes"), values.get("outside"))
     offline = size.policy == "tiny" and outside.grounder != "dino" and not outside.world  # which may have a model
     found = QUIET | ({"HF_HUB_OFFLINE": "1"} if offline else {})
@@ -253,7 +253,7 @@ def _end_process(pid: int, began: float) -> None:
 
 
 def _begin(folder: Path, asked: State, fresh: bool) -> State:
-    """The state to go on from. Raises UsageError where the folder holds something else than the run that is asked.
+    """The state to go on from. Raises UsageError where the folder holds something other than the run asked for.
 
     What a notebook was to be run with may change until it has left something to go on from.
     """
@@ -306,7 +306,7 @@ def _clear(folder: Path, fresh: bool) -> None:
 
 
 def _differences(state: State, asked: State) -> Iterator[str]:
-    """In what a run that was begun is not the one asked for, in words."""
+    """How a run that was begun differs from the one asked for, in words."""
     if state.notebooks and (state.preset, state.seed) != (asked.preset, asked.seed):
         yield f"preset {state.preset} and seed {state.seed}, not {asked.preset} and {asked.seed}"
         return

@@ -76,9 +76,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def read(run: Path, file: str, folder: str = "") -> Any:
-    """A file of a run: the value of `.json`, a table of `.jsonl` or `.csv`; `folder` is whose notebook writes it.
+    """A file of a run: the value of `.json`, a table of `.jsonl` or `.csv`; `folder` names the notebook that writes it.
 
-    A question's fields stand beside those of its row; a cell of a CSV that is empty or no number is NaN. Raises
+    A question's fields stand beside those of its row; a cell of a CSV that is empty or not a number is NaN. Raises
     FileNotFoundError or ValueError, saying which notebook to run, for a file that is missing or has no rows.
     """
     path, notebook, table = run / file, NOTEBOOKS[folder or file.split("/")[0]], pd.DataFrame()
@@ -111,7 +111,7 @@ def heading(ax: Axes, title: str, small: str = "") -> None:
 
 
 def whisker(ax: Axes, x: float, interval: Interval, **style) -> None:
-    """An interval in per cent, upright; none where it is unknown, as of a single country."""
+    """An interval in per cent, upright; none where it is unknown, as for a single country."""
     ends = [100 * end for end in (interval.low, interval.high) if end is not None]
     ax.plot([x] * len(ends), ends, lw=1.2, **style)
 

@@ -1,10 +1,10 @@
-"""The notebooks' exercises: an answer is checked, and what is not right yet is said.
+"""The notebooks' exercises: an answer is checked, and what is not right yet is named.
 
     check("a turn", "<reason>…</reason>\\n<text_search>…</text_search>")      # prints "Right." or "Not yet: …"
     check("the funnel", 26, lab.folder)             # some read a run's files
-    wrong("a clip", lambda ratio, advantage: …)     # what `check` prints behind "Not yet: "; "" where it is right
+    wrong("a clip", lambda ratio, advantage: …)     # what `check` prints after "Not yet: "; "" where it is right
 
-Questions, hints and solutions stand in the notebooks; the tests play each solution.
+Questions, hints and solutions are in the notebooks; the tests play each solution.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmsr.tools.text import LocalTextSearch
 from mmsr.world.scenes import Scene, draw_scene
 from mmsr.world.snapshot import load_world
 
-UNANSWERED = "Put your answer in the place of the three dots, and run this cell again."
+UNANSWERED = "Put your answer in place of the three dots, and run this cell again."
 
 
 def check(name: str, answer: Any, run: str | Path = ".") -> None:

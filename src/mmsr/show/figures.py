@@ -3,7 +3,7 @@
     workflows(Path("papermill_runs/reference"))     # figures/workflows.png, and the figure itself for a notebook
 
 Each raises FileNotFoundError or ValueError, in a sentence that names the file and the notebook to run, where a run has
-not come that far. Titles and panels stand in `assets/show/figures.toml`.
+not got that far. Titles and panels are in `assets/show/figures.toml`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How things look and what they are called: the colours, the style of all figures, words for the core's keys.
 
 A key (of a workflow, a crop, a question's type) comes from the core, its word from `assets/show/words.toml`. Colours
-are told apart by the colour-blind; the accent belongs to the trained agent alone, and what is drawn in ink is a bound.
+can be told apart by the colour-blind; the accent is the trained agent's alone, and what is drawn in ink is a bound.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from mmsr.show.look import ACCENT, BLOCKS, INK, LOOK, MARGIN, MUTED, RIGHT, WIDT
 from mmsr.show.transcript import NO_ROWS, Row, blocks, crop_box, crop_words, facts, outcome, picture_of
 from mmsr.task import Asked
 
-warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # of what it lacks, the font draws a box
+warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # for what it lacks, the font draws a box
 OUTCOMES = {"right": RIGHT, "wrong": WRONG, "unscored": INK}
 SIZE, LEADING = 8.5, 0.0206  # points of text; inches of a line for each point
 TAG_WIDTH, GAP, PAGE = 1.15, 0.4, WIDTH - 2 * MARGIN  # inches
@@ -185,5 +185,5 @@ def side_by_side(before: Row, after: Row) -> Figure:
     """Two rows on the same question, such as after SFT and after GRPO; ValueError where they are on different ones."""
     first, second = before["question"]["id"], after["question"]["id"]
     if first != second:
-        raise ValueError(f"rows are about {first} and {second}: give one question's")
+        raise ValueError(f"rows are about {first} and {second}: give two rows on one question")
     return _grid(_card, [(picture_of(row), row) for row in (before, after)], 2)

@@ -3,7 +3,7 @@
     Seat(questions[:5], tools, lab.size.prompts, player)        # in a notebook's cell
 
 A turn is text, whatever it holds: what breaks the protocol is refused, and costs reward. At the end of an episode its
-reward stands beside that of the teacher, who plays the same question.
+reward is shown beside that of the teacher, who plays the same question.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STARTS = {  # of a turn, by the button that writes it
 
 
 class Seat(VBox):
-    """The widget. `env` is the episode at hand; `play` plays what stands in `turn`, `next_question` opens another."""
+    """The widget. `env` is the episode at hand; `play` plays what is in `turn`, `next_question` opens another."""
 
     def __init__(self, questions: Sequence[Asked], tools: Tools, prompts: Prompts, player: Player):
         self.questions, self.tools, self.prompts, self.player = list(questions), tools, prompts, player

@@ -37,7 +37,7 @@ class Block(NamedTuple):
 
 
 def blocks(turn: Row) -> list[Block]:
-    """A turn in reading order: what the policy wrote, why it did not count if so, what came back, the next prompt."""
+    """A turn in reading order: what the policy wrote, why it failed if it did, what came back, the next prompt."""
     found = _written(turn.get("text") or "")
     if turn.get("error"):
         return [*found, Block("error", turn["error"])]
@@ -75,7 +75,7 @@ def shaded(turn: Row, block: Block) -> list[tuple[str, float | None]]:
 
 
 def _returned(observation: str) -> list[Block]:
-    """The information of an observation and the prompt behind it."""
+    """The information of an observation and the prompt after it."""
     tagged = re.match("<information>(.*)</information>(.*)", observation, re.DOTALL)
     body, prompt = (text.strip() for text in (tagged.groups() if tagged else (observation, "")))
     found = [Block("information", body or "(nothing)")] if tagged or body else []
@@ -83,8 +83,8 @@ def _returned(observation: str) -> list[Block]:
 
 
 def gold_among(hits: list[Row], question: Row) -> tuple[list[bool], str]:
-    """Which results are a gold page or the right country, and that in words; none is where nothing gold is known."""
-    country = [] if "picture" in question else [question.get("entity")]  # of a file's question it names no result
+    """Which results are a gold page or the right country, and the same in words; none where nothing gold is known."""
+    country = [] if "picture" in question else [question.get("entity")]  # for a question from a file it names no result
     wanted = [*(question.get("gold_pages") or ()), *filter(None, country)]
     gold = [hit.get("id") in wanted for hit in hits]
     if any(gold):
@@ -106,7 +106,7 @@ def facts(row: Row) -> list[str]:
 
 
 def reward_parts(row: Row) -> str:
-    """What the reward is made of, " = 0.90 right + 0.10 format", where the usual weights say so of it."""
+    """What the reward is made of, " = 0.90 right + 0.10 format", where the usual weights add up to it."""
     reward, weights = (row.get("trajectory") or {}).get("reward") or {}, RewardWeights()
     right, form = weights.correct * reward.get("correct", 0), weights.format * reward.get("format", 0)
     known = {"correct", "format"} <= reward.keys() and abs(right + form - reward["total"]) < 0.001
@@ -114,7 +114,7 @@ def reward_parts(row: Row) -> str:
 
 
 def supporting(row: Row) -> list[tuple[str, str, str]]:
-    """The pages that hold the answer (`reward.support`): which of the episode's it is, its title, its address."""
+    """The pages that hold the answer (`reward.support`): where in the episode each was read, its title, its address."""
     found = []
     for page in (row.get("support") or {}).get("pages", ()):
         which = f"turn {page['turn']}, " + (f"page {page['rank']}" if page["rank"] else "the summary")

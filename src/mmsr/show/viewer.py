@@ -6,7 +6,7 @@
 
 The template, its styles and its one script are `assets/show/viewer*`. Everything in a trajectory comes from a policy or
 from the web, so the template escapes all of it, addresses become links only where they are http, and the page's content
-policy runs the script it came with and loads nothing. A card is text until it is shown, so thousands open at once.
+policy lets the script it came with run and nothing load. A card is text until it is shown, so thousands open at once.
 """
 
 from __future__ import annotations

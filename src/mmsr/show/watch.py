@@ -1,4 +1,4 @@
-"""A training as it goes on, in a notebook's cell: how far it is, how long it will take, its curves, all in place.
+"""Training as it goes on, in a notebook's cell: how far it is, how long it will take, its curves, all in place.
 
     with watching(lab.folder, "grpo", lab.size.grpo_steps):
         policy = lab.grpo(policy, weights, kl)
@@ -21,12 +21,12 @@ from mmsr.show import figures
 from mmsr.show.charts import read
 
 STAGES = {"sft": ("epoch", figures.sft_curve), "grpo": ("step", figures.grpo_curves)}  # what grows, and the curves
-LATEST = 10  # rows over which the pace is taken
+LATEST = 10  # rows over which the pace is measured
 
 
 @contextlib.contextmanager
 def watching(run: Path, stage: str, total: float, every: float = 15.0) -> Iterator[None]:
-    """Show the training of "sft" (`total` epochs) or "grpo" (`total` steps) in this block, anew `every` seconds.
+    """Show the training of "sft" (`total` epochs) or "grpo" (`total` steps) in this block, updated `every` seconds.
 
     Outside a notebook nothing is shown.
     """

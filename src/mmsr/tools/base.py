@@ -35,7 +35,7 @@ class FatalToolError(ToolError):
 class Hit:
     """One result of a search: identifier, title, text, score (higher is better), address where it has one.
 
-    Half a surrogate pair is dropped from its texts: no tokenizer reads it, and no file can hold it.
+    A lone surrogate is dropped from its texts: no tokenizer reads it, and no file can hold it.
     """
 
     id: str
@@ -72,7 +72,7 @@ class Grounder(Protocol):
     def locate(self, picture: Image.Image, expression: str) -> Box | None: ...
 
     def locate_all(self, pairs: Sequence[tuple[Image.Image, str]]) -> list[Box | None]:
-        """Many boxes at once, in order; what takes a batch does better than this, one after the other."""
+        """Many boxes, in order: here one after the other; a grounder that takes batches does better."""
         return [self.locate(picture, expression) for picture, expression in pairs]
 
 
@@ -84,7 +84,7 @@ class Summariser(Protocol):
 
 
 class Log(Generic[T]):
-    """What calls note of themselves, for whoever listens around them: the innermost listener of this thread."""
+    """What calls note about themselves, for whoever listens around them: the innermost listener of this thread."""
 
     def __init__(self, name: str) -> None:
         self._listener: ContextVar[list[T] | None] = ContextVar(name, default=None)
@@ -114,8 +114,8 @@ USAGE = Log[tuple[str, dict[str, float]]](
 def in_parallel(work: Callable[[T], R], items: Sequence[T], workers: int) -> list[R | ToolError]:
     """`work` on every item, in order; an item that failed gives its ToolError. Keys are noted in the items' order.
 
-    Raises a FatalToolError at once, as it does an interruption from the keyboard or an error of `work` itself: what has
-    not begun is not begun, what runs is finished (and recorded).
+    Raises a FatalToolError, a keyboard interrupt or an error of `work` itself at once: what has not begun is dropped,
+    what is running finishes (and is recorded).
     """
 
     noted: list[list[str]] = [[] for _ in items]  # whoever answers first: a replayed trajectory logs the same

@@ -4,7 +4,7 @@
 |---|---|
 | BaseGrounder | the policy's own frozen base, asked `locate: …`, as Qwen's models ground natively |
 | live.dino.DinoGrounder | Grounding DINO, as in the paper |
-| OracleGrounder | the gold box of the question; of no picture where it knows none (ablation) |
+| OracleGrounder | the gold box of the picture; none where it knows none (ablation) |
 | RandomGrounder | a random box of a flag's usual size, the same for the same picture and expression (ablation) |
 
 A grounder that finds nothing returns None, and the whole picture is searched.
@@ -60,9 +60,9 @@ class BaseGrounder(Grounder):
 
 
 def read_box(answer: str) -> tuple[int, int, int, int] | None:
-    """The first four numbers in a row of an answer: `4,64,37,87`, or Qwen's `[{"bbox_2d": [4, 64, 37, 87], …}]`.
+    """The first four consecutive numbers of an answer: `4,64,37,87`, or Qwen's `[{"bbox_2d": [4, 64, 37, 87], …}]`.
 
-    None where there are no four (an answer that was cut off, or one of three) or they are no box.
+    None where there are not four (an answer cut off, or of three numbers) or they do not make a box.
     """
     key = re.search(r'"bbox(?:_2d)?"\s*:(.*)', answer, re.DOTALL)
     match = re.search(_FOUR + r"\s*\]", key[1]) if key else re.search(_FOUR + r"(?!\w)", answer)
@@ -110,7 +110,7 @@ class OracleGrounder(Grounder):
 
 
 def _drawn(seed: int, picture: Image.Image, expression: str) -> random.Random:
-    """Chance that is the same for the same picture and expression."""
+    """Random numbers that are the same for the same picture and expression."""
     return random.Random(f"{seed}/{picture_key(picture)}/{expression}")
 
 

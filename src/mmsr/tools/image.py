@@ -3,7 +3,7 @@
     LocalImageSearch(world).search(crop, k=5)[0].title == "Flag of Kenya"
 
 A tight crop finds its country, a whole scene finds nothing: cropping decides, as in the paper. Territories' flags
-are in the index too, as pictures that are like an answer and are none.
+are in the index too, as distractors: they look like an answer and never are one.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ def thumbnail(picture: Image.Image) -> Image.Image:
 
 
 def embed(picture: Image.Image) -> np.ndarray:
-    """A unit vector of 1,152 numbers: the thumbnail, its mean taken off."""
+    """A unit vector of 1,152 numbers: the thumbnail, less its mean."""
     vector = np.asarray(thumbnail(picture), dtype=np.float32).ravel()
     vector = vector - vector.mean()
     return vector / max(float(np.linalg.norm(vector)), 1e-6)
 
 
 def embedder(model: str) -> Embed:
-    """`embed`, or where a vision model of transformers is named its unit vectors: a folder, or NAME@COMMIT on the hub.
+    """`embed`, or the unit vectors of a vision model of transformers, if named: a folder, or NAME@COMMIT on the hub.
 
-    It is SigLIP, CLIP or another that gives a picture one vector. Raises FatalToolError where it cannot be had.
+    It is SigLIP, CLIP or another that gives a picture one vector. Raises FatalToolError where it cannot be loaded.
     """
     if not model:
         return embed
-    import torch  # as transformers, which take seconds to load
+    import torch  # like transformers, it takes seconds to load
     from transformers import AutoImageProcessor, AutoModel
 
-    name, commit = f"{model}@none".split("@")[:2]  # a model of the hub without its commit is then refused
+    name, commit = f"{model}@none".split("@")[:2]  # so that a hub model without its commit is refused
     try:
         network = AutoModel.from_pretrained(name, revision=commit, dtype=torch.float32).eval()
         network.to("cuda" if torch.cuda.is_available() else "cpu")

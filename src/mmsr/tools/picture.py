@@ -23,7 +23,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 def read_picture(data: bytes) -> Image.Image:
     """A stranger's picture: its first frame, upright, in RGB, padded with white where it is too thin to be seen.
 
-    Raises ValueError for what is none or is too large.
+    Raises ValueError for what is not a picture or is too large.
     """
     none = f"not a picture in {', '.join(FORMATS)}"
     try:
@@ -31,7 +31,7 @@ def read_picture(data: bytes) -> Image.Image:
         width, height = wide_enough(picture.size)
         if width * height <= MAX_PIXELS:
             return padded(flat(ImageOps.exif_transpose(picture)))
-    except UnidentifiedImageError:  # whose message is of an object in memory
+    except UnidentifiedImageError:  # its own message names an object in memory
         raise ValueError(none) from None
     except Exception as error:  # Pillow has a dozen kinds for damaged files
         raise ValueError(f"{none} that is whole ({error})") from None
@@ -41,7 +41,7 @@ def read_picture(data: bytes) -> Image.Image:
 
 @dataclass(frozen=True)
 class PictureFiles(Sequence[Image.Image]):
-    """Pictures in files, each decoded when it is asked for, and kept by nobody."""
+    """Pictures in files, each decoded when it is asked for, and not kept."""
 
     paths: Sequence[Path]
 
@@ -61,7 +61,7 @@ def wide_enough(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def padded(picture: Image.Image) -> Image.Image:
-    """The picture, where it is too thin with white on its right or below it: boxes keep their places."""
+    """The picture, with white on its right or below it where it is too thin: boxes keep their places."""
     size = wide_enough(picture.size)
     if size == picture.size:
         return picture

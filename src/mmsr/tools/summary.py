@@ -12,9 +12,9 @@ from mmsr.tools.text import words
 class ExtractiveSummariser:
     """Numbered lines, `1. title: clauses`, best page first, until the budget is spent.
 
-    Of each page the first clause is kept and the clauses that share most words with the query and the question; no page
-    takes more than half of the budget, and a title that would is cut to a quarter. `count_tokens` measures a text in
-    the policy's tokens; how often it is asked hangs on the budget, not on the pages.
+    Each page keeps its first clause and those that share the most words with the query and the question; no page takes
+    more than half of the budget, and a title that would is cut to a quarter. `count_tokens` measures a text in the
+    policy's tokens; how often it is called depends on the budget, not on the pages.
     """
 
     def __init__(self, count_tokens: Callable[[str], int], budget: int):

@@ -1,4 +1,4 @@
-"""Invented words and names: what cannot be learned by heart has to be copied (by the lessons of the base, and SFT)."""
+"""Invented words and names: what cannot be learned by heart has to be copied (in the base's lessons, and in SFT)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CODAS = ["", "", "", "l", "m", "n", "r", "s", "t", "k", "nd", "ng", "rk", "st"]
 
 
 def invented_word(rng: random.Random) -> str:
-    """A pronounceable word that is in no dictionary, most likely."""
+    """A pronounceable word, most likely in no dictionary."""
     syllables = rng.choice((1, 2, 2, 3, 3))
     return "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(syllables))
 

@@ -45,7 +45,7 @@ def _given(path: Path, kind: type, key: str, fields: str) -> dict[str, Any]:
             known = {"id": str(row.get("id", number)), "iso": row.get("file"), "section": ""}
             entry = adapter.validate_python(row | known)
         except UNREADABLE:
-            raise ValueError(f"{path}, line {number}: expected a JSON object of texts, with {fields}.") from None
+            raise ValueError(f"{path}, line {number}: expected a JSON object of strings, with {fields}.") from None
         if found.setdefault(getattr(entry, key), entry) is not entry:
             raise ValueError(f"{path}, line {number}: {getattr(entry, key)!r} stands in an earlier line too.")
     return found
@@ -60,7 +60,7 @@ def _pictures(folder: Path) -> list[FlagImage]:
 
 
 def _read(path: Path) -> Image.Image:
-    """A picture. Raises ToolError, naming it, where it is none."""
+    """A picture. Raises ToolError, naming it, where it cannot be read."""
     try:
         return read_picture(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -81,7 +81,7 @@ def index_world(pages: Path, pictures: Path, to: Path, vectors: str = "") -> Own
     embed = embedder(model)
     seen = in_parallel(lambda picture: embed(_read(pictures / picture.iso)), shown, WORKERS)
     if broken := [error for error in seen if isinstance(error, ToolError)]:
-        raise ValueError(f"{len(broken)} of {len(seen)} pictures are to be mended or left out. {broken[0]}")
+        raise ValueError(f"{len(broken)} of {len(seen)} pictures must be mended or left out. {broken[0]}")
     to.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.absolute().parent) as around:
         folder = Path(around) / to.name
@@ -96,7 +96,7 @@ def index_world(pages: Path, pictures: Path, to: Path, vectors: str = "") -> Own
 
 
 def check_world(folder: Path) -> dict[str, str]:
-    """What a world tells of itself. Raises FileNotFoundError where there is none, FileDamaged where it was changed."""
+    """What a world says of itself. Raises FileNotFoundError where there is none, FileDamaged where it was changed."""
     check_seal(folder, REMEDY)
     return read_json(folder / ABOUT, dict[str, str], REMEDY)
 
@@ -118,7 +118,7 @@ class OwnWorld:
         return LocalTextSearch(self, bm25s.BM25.load(self.folder / INDEX, mmap=True, show_progress=False))
 
     def picture_search(self) -> LocalImageSearch:
-        """Cosine of the pictures' vectors. Raises FatalToolError where their vision model cannot be had."""
+        """Cosine of the pictures' vectors. Raises FatalToolError where their vision model cannot be loaded."""
         vectors = np.load(self.folder / VECTORS, mmap_mode="r")
         return LocalImageSearch(self, vectors, embedder(self.about["model"]))
 

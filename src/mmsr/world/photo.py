@@ -1,10 +1,10 @@
-"""Photo scenes: flags on grounds like a photograph's, most of them without a frame, harder than those of scenes.py.
+"""Photo scenes: flags on photo-like backgrounds, most of them without a frame, harder than those of scenes.py.
 
     scene = draw_photo(world, ["ke", "pe", "fr"], seed=7)         # of a size that follows from the seed
     scene.flags[0].box, scene.references(0)                       # as of any scene
 
-The grounds are procedural: clouds of noise, planks, tiles, landscapes, clutter, then light, blur and grain. Flags are
-lit, tilted, shadowed, may overlap a little, and the whole goes through JPEG.
+The backgrounds are procedural: clouds of noise, planks, tiles, landscapes, clutter, then light, blur and grain. Flags
+are lit, tilted, shadowed, may overlap a little, and the whole goes through JPEG.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ SIZES: tuple[Size, ...] = ((800, 600), (600, 800), (640, 640), (960, 540), (900,
 FRAMED = 0.25  # of the flags
 TILT = 15.0  # degrees, at most, to either side
 COVERED = 0.12  # of a flag, at most, by another
-SIDES = (0.16, 0.34)  # of a flag: the square root of its area, by that of the picture's
+SIDES = (0.16, 0.34)  # of a flag: the square root of its area, over that of the picture's
 
 
 def draw_photo(world: World, isos: Sequence[str], seed: int, size: Size | None = None) -> Scene:
-    """Draw these flags on a ground, all of it by `seed`. Raises ValueError where they do not fit (more than six)."""
+    """Draw these flags on a background, all by `seed`. Raises ValueError where they do not fit (more than six)."""
     return place_in_photo([(iso, world.flag(iso)) for iso in isos], seed, size)
 
 
 def place_in_photo(flags: Sequence[tuple[str, Image.Image]], seed: int, size: Size | None = None) -> Scene:
-    """Draw named pictures of flags; `draw_photo` for flags of the world, pre-training for invented ones."""
+    """Draw named pictures of flags: the world's for `draw_photo`, invented ones for pre-training."""
     names = "/".join(name for name, _ in flags)
     for attempt in range(50):
         rng = random.Random(f"photo/{seed}/{attempt}/{names}")
@@ -87,7 +87,7 @@ def _spots(flags: Sequence[Image.Image], size: Size, rng: random.Random) -> list
 
 
 def _shared(a: Box, b: Box) -> float:
-    """What two boxes share, as a share of the smaller one."""
+    """The overlap of two boxes, as a share of the smaller one."""
     return shared_area(a, b) / min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
 
 
@@ -130,7 +130,7 @@ def _as_jpeg(picture: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def ground(size: Size, rng: random.Random) -> Image.Image:
-    """A ground of one of the kinds, in light and shade, sharp or blurred, with a sensor's grain."""
+    """A background of one of the kinds, in light and shade, sharp or blurred, with a sensor's grain."""
     chance = np.random.default_rng(rng.getrandbits(64))
     pixels = rng.choice(GROUNDS)(size, rng, chance)
     across, down = np.linspace(-1, 1, size[0])[None, :], np.linspace(-1, 1, size[1])[:, None]
@@ -144,12 +144,12 @@ def ground(size: Size, rng: random.Random) -> Image.Image:
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
-    """A picture of red, green and blue [H, W, 3], of 255, cut to that."""
+    """A picture from red, green and blue [H, W, 3], clipped to 0 … 255."""
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def _colour(rng: random.Random) -> np.ndarray:
-    """A colour as grounds have them: most are greyish, some are not."""
+    """A colour for a background: most are greyish, some are not."""
     base, strong = rng.uniform(30, 225), rng.random() < 0.3
     spread = 70 if strong else 25
     return np.array([base + rng.uniform(-spread, spread) for _ in range(3)], np.float32)
@@ -174,7 +174,7 @@ def _clouds(size: Size, rng: random.Random, chance: np.random.Generator) -> np.n
 
 
 def _planks(size: Size, rng: random.Random, chance: np.random.Generator) -> np.ndarray:
-    """Boards side by side, each with its shade and its grain; lying or standing."""
+    """Boards side by side, each with its shade and its grain; horizontal or vertical."""
     boards, lying = rng.randint(3, 12), rng.random() < 0.5
     w, h = size if lying else size[::-1]
     rows = np.arange(h) * boards // h

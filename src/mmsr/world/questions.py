@@ -33,8 +33,8 @@ from mmsr.world.snapshot import Country, World, load_world
 TYPES = ("visual", "fact", "one_hop", "two_hop", "hard")
 SHARES = {"visual": 0.2, "fact": 0.15, "one_hop": 0.3, "two_hop": 0.15, "hard": 0.2}
 
-# Ways to point at a flag that the tiny base can follow. By frame colour alone it finds flags at chance, by size three
-# times in five (assets/tiny/README.md), so questions do not ask for that; `Scene.references` can.
+# Ways to point at a flag. By frame colour alone the tiny base finds flags hardly above chance (assets/tiny/README.md),
+# and by size or look questions of the world do not ask; `Scene.references` can.
 POINTING = ("position", "relative")
 WORDINGS = {name: tuple(wordings) for name, wordings in ASKED["wordings"].items()}
 ABOUT_FLAG, ABOUT_COUNTRY, ABOUT_EDGE = (WORDINGS[name] for name in ("about_flag", "about_country", "about_edge"))

@@ -29,7 +29,7 @@ MAX_TILT = 12.0
 FRAME = 12
 MARGIN = 0.12  # of the picture: by which a flag must lie further to one side than another
 LARGER = 18 / SIDE  # of the picture: by which one must be wider than the next to be the largest
-MOSTLY = 0.5  # of a flag is of the colour that it is called by
+MOSTLY = 0.5  # of a flag, at least, has the colour that it is called by
 _COLOURS = tomllib.loads((ASSETS / "scenes.toml").read_text(encoding="utf-8"))
 WALLS = [tuple(colour) for colour in _COLOURS["walls"]]
 FRAME_COLOURS = {name: tuple(colour) for name, colour in _COLOURS["frames"].items()}
@@ -42,7 +42,7 @@ KINDS = ("position", "frame", "size", "relative")
 class PlacedFlag:
     """One flag in a scene: what it is, the box of its cloth (without the frame), frame colour and width in pixels.
 
-    `frame` is "" where there is none; `looks` are words for what it shows, as "with the star".
+    `frame` is "" where there is none; `looks` are words for what it shows, such as "with the star".
     """
 
     iso: str
@@ -68,8 +68,8 @@ class Scene:
     def references(self, index: int, kinds: Sequence[str] = KINDS) -> list[str]:
         """Expressions that point at flag `index` and at no other flag of this scene, without "the flag …".
 
-        `kinds` are of position, size, frame, look, and relative, which is to a flag in its frame, or of its look where
-        flags have no frames.
+        `kinds` are from position, size, frame, look and relative: beside a flag known by its frame, or by its look
+        where flags have no frames.
         """
         return [words for kind in kinds for words, meant in self._expressions(kind) if meant == [index]]
 
@@ -167,14 +167,14 @@ def _framed(flag: Image.Image, width: int, colour: tuple[int, int, int]) -> Imag
 
 
 def bordered(cloth: Image.Image, border: int, colour: tuple[int, int, int]) -> Image.Image:
-    """A picture with a border of so many pixels on every side."""
+    """A picture with `border` pixels added on every side."""
     whole = Image.new("RGB", (cloth.width + 2 * border, cloth.height + 2 * border), colour)
     whole.paste(cloth, (border, border))
     return whole
 
 
 def tilted_size(width: float, height: float, tilt: float) -> tuple[float, float]:
-    """Width and height of the box round a rectangle that is tilted, in degrees."""
+    """Width and height of the box round a rectangle tilted by so many degrees."""
     cos, sin = abs(math.cos(math.radians(tilt))), abs(math.sin(math.radians(tilt)))
     return width * cos + height * sin, width * sin + height * cos
 
@@ -188,7 +188,7 @@ def draw_scene(world: World, isos: Sequence[str], seed: int) -> Scene:
 
 
 def place_flags(flags: Sequence[tuple[str, Image.Image]], seed: int) -> Scene:
-    """Draw named pictures of flags; `draw_scene` for flags of the world, pre-training for invented ones."""
+    """Draw named pictures of flags: the world's for `draw_scene`, invented ones for pre-training."""
     for attempt in range(50):
         rng = random.Random(f"{seed}/{attempt}/" + "/".join(name for name, _ in flags))
         picture, placed, taken = _background(rng), [], []

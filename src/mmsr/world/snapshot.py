@@ -5,8 +5,8 @@
     world.flag("ke")              # a PIL picture, RGBA, 100 pixels wide
 
 The 194 countries are split 134 / 20 / 40 into train, val and test, and a third of the train countries is "known": the
-only ones whose flags and facts the tiny base was shown in pre-training. The split is fixed, for the base was made with
-it. Source: design of the offline twin of the paper's web (paper §3.2).
+only ones whose flags and facts the tiny base was shown in pre-training. The split is fixed, because the base was
+made with it. The snapshot is the offline twin of the paper's web (paper §3.2).
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class World:
         return self.pages.get(f"{iso}/{slug}")
 
     def flag(self, iso: str) -> Image.Image:
-        """The flag as published: RGBA, 100 pixels wide (height by the flag's own proportion)."""
+        """The flag as published: RGBA, 100 pixels wide (height in the flag's own proportion)."""
         return _flags()[iso]
 
     def text_search(self) -> LocalTextSearch:

@@ -1,5 +1,5 @@
 // Reads what the filters need from data attributes and writes it as text alone; a card is parsed, as it was rendered, when
-// it is shown, and the list has the part that is in sight. So thousands of episodes are as quick as ten.
+// it is shown, and the list holds only the part in sight. So thousands of episodes are as quick as ten.
 "use strict";
 const byId = (id) => document.getElementById(id);
 const plain = (text) => text.normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
