@@ -1,7 +1,7 @@
 # make run     the five notebooks on the tiny preset: make run ARGS="--name mine --seed 1 -p key=value"
 # make check   whether this machine gives the committed smoke run's digits: make check ARGS="--preset tiny" for the whole
 # make test    the tests:                             make test ARGS="tests/test_runs.py"
-# make faults  runs killed, damaged and disturbed, and what else is slow, two hours or so: what was tried, what was lost
+# make faults  runs killed, damaged and disturbed, and what else is slow, half an hour or so: what was tried, what was lost
 # make lab     JupyterLab on the notebooks, with runs, figures and pages beside them
 # make setup   only the environment, in .venv; another interpreter: make setup PYTHON=python3.12
 # make lint    style

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
+from typing import Any
 
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "agg"}
 threads = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"  # `make test` runs two files at a time
@@ -17,3 +19,17 @@ LONGEST = ("test_record_replay_run.py", "test_qwen_path.py", "test_bench.py")  #
 def pytest_collection_modifyitems(items: list) -> None:
     """The files that take minutes come first."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """A line for each file of the fault bench. It stands here, for pytest-xdist's controller reads no other conftest."""
+    tried, lost = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    for kind in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(kind, []):
+            folder, _, name = report.nodeid.partition("::")[0].rpartition("/")
+            if folder.endswith("tests/faults"):
+                tried[name].add(report.nodeid)
+                lost[name] |= {report.nodeid} if kind != "passed" else set()
+    for name in sorted(tried):
+        what = name.removeprefix("test_").removesuffix(".py")
+        terminalreporter.write_line(f"fault bench, {what}: tried {len(tried[name])}, lost {len(lost[name])}")

@@ -54,7 +54,7 @@ def test_a_journal_has_one_owner(tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_row_is_named(tmp_path: Path) -> None:
     (tmp_path / "j").write_text('{"key": "a"}\n[1]\n{"key": "b"}\n')
-    with pytest.raises(JournalError, match="line 2 is no row"):
+    with pytest.raises(JournalError, match="line 2 is not a journal row"):
         Journal(tmp_path / "j")
 
 

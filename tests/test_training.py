@@ -417,7 +417,8 @@ def test_a_resumed_training_continues_its_table(stage: str, name: str, request: 
     trained: Trained = request.getfixturevalue(stage)
     table = rows(trained.folder / name)
     assert [row["step"] for row in trained.before] == [row["step"] for row in table] == ["1", "2"]
-    assert table[0] == trained.before[0]
+    assert table[0] == trained.before[0] and table[1]["num_tokens"] == trained.before[1]["num_tokens"]
+    assert 0 < float(table[0]["seconds"]) < float(table[1]["seconds"])
     assert all(row["loss"] for row in table) and not list(trained.folder.glob("*.part"))
 
 

@@ -136,7 +136,7 @@ def train_sft(
         train_dataset=as_rows(examples, pictures, preset.sft_epochs, preset.sft_aliases, seed),
         processing_class=policy.processor,
         peft_config=lora_config(preset.lora_r, preset.lora_alpha),
-        callbacks=[StepCSV(folder / "sft.csv")],
+        callbacks=[StepCSV(folder / "sft.csv", anew=True)],
     )
     trainer.model_accepts_loss_kwargs = True  # Qwen's model says no: passes and processes would be averaged, not tokens
     return train(trainer, policy, folder)

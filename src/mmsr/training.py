@@ -34,11 +34,12 @@ class StepCSV(TrainerCallback):
     """Writes each step's logged numbers as a CSV row and shows a line of progress.
 
     The file is rewritten whole, so it is never half a table. A resumed run keeps the rows before its checkpoint, which
-    must all be there, else FileDamaged is raised.
+    must all be there, else FileDamaged is raised, and goes on with its seconds; with its tokens too, `anew` where the
+    trainer counts them from nothing then, as TRL's for SFT does.
     """
 
-    def __init__(self, path: Path):
-        self.path, self.rows, self.began = path, [], time.time()
+    def __init__(self, path: Path, anew: bool = False):
+        self.path, self.anew, self.rows, self.began, self.tokens = path, anew, [], time.time(), 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step:
@@ -46,11 +47,15 @@ class StepCSV(TrainerCallback):
             with undamaged(self.path, remedy):
                 steps = {int(row["step"]): row for row in read_table(self.path, ["step"], remedy)}
                 self.rows = [steps[step] for step in range(1, state.global_step + 1)]
+                self.began -= float(self.rows[-1]["seconds"])
+                self.tokens = float(self.rows[-1]["num_tokens"]) if self.anew else 0.0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not logs or "train_runtime" in logs or not state.is_world_process_zero:
             return
         row = {"step": state.global_step, **{key: value for key, value in logs.items() if key != "step"}}
+        if "num_tokens" in row:
+            row["num_tokens"] += self.tokens
         self.rows.append(row | {"seconds": round(time.time() - self.began, 2)})
         names = list(dict.fromkeys(key for row in self.rows for key in row))
         table = io.StringIO()

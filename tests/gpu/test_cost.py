@@ -93,7 +93,7 @@ def test_the_command_says_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "an A100 takes, about" in shown and "budget_money does not last to the end: it is spent in 03_grpo" in shown
     assert "a step of grpo" in shown and "budget_money=300" in shown.split("mmsr run")[1].splitlines()[0]
     assert cli.main(asked) == 0
-    assert "does not reach" not in capsys.readouterr().out
+    assert "does not last" not in capsys.readouterr().out
 
 
 def test_a_card_is_known_by_the_longest_of_its_names() -> None:

@@ -155,6 +155,21 @@ def test_seeds_are_those_of_whole_runs_of_the_same_preset(tmp_path: Path) -> Non
     assert [*lessons.seeds(tmp_path / "mine", "tiny", 0)] == [0, 1]
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["", '{"preset"', "[1]", '{"seed": 1}', None])
+def test_a_damaged_run_beside_this_one_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture, name: str, damage: str | None
+) -> None:
+    for run in ("mine", "other"):
+        record_metrics(tmp_path / run, {"eval/grpo/accuracy": 0.5})
+    (tmp_path / "other" / "manifest.json").write_text('{"preset": "tiny", "seed": 1}')
+    assert [*lessons.seeds(tmp_path / "mine", "tiny", 0)] == [0, 1]
+    (tmp_path / "other" / name).unlink() if damage is None else (tmp_path / "other" / name).write_text(damage)
+    assert [*lessons.seeds(tmp_path / "mine", "tiny", 0)] == [0]
+    silent = name == "manifest.json" and damage in ('{"seed": 1}', None)  # a run of no preset, or one that goes on
+    assert silent or str(tmp_path / "other") in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_road_shows_five_notebooks_and_where_this_one_stands(name: str) -> None:
     figure = lessons.road(name)

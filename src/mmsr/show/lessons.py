@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
-from mmsr.files import read_json
+from mmsr.files import FileDamaged, read_json
 from mmsr.grpo import CLIP, Group
 from mmsr.protocol import Box
 from mmsr.results import read_metrics
@@ -253,11 +253,19 @@ def why(
 
 
 def seeds(run_dir: Path, preset: str, seed: int) -> dict[int, dict[str, Interval]]:
-    """By seed, what this run has measured, and the first whole run of its preset beside it for each other seed."""
+    """By seed, what this run has measured, and the first whole run of its preset beside it for each other seed.
+
+    A run beside it that is damaged is named and left out: it is none of this run's business.
+    """
     found = {seed: read_metrics(run_dir)}
     for path in sorted(run_dir.resolve().parent.glob("*/manifest.json")):
-        run = read_json(path, dict, "run it again, or move it away")
-        if run["preset"] == preset and "eval/grpo/accuracy" in (known := read_metrics(path.parent)):
+        try:
+            run = read_json(path, dict, "run it again, or move it away")
+            known = read_metrics(path.parent) if run.get("preset") == preset else {}
+        except (FileDamaged, FileNotFoundError) as error:
+            print(f"Left out: {error}", flush=True)
+            continue
+        if "eval/grpo/accuracy" in known and isinstance(run.get("seed"), int):
             found.setdefault(run["seed"], known)
     return dict(sorted(found.items()))
 
