@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """A line for each file of the fault bench. It stands here, for pytest-xdist's controller reads no other conftest."""
+    """A line for each file of the fault bench. It is here, as pytest-xdist's controller reads no other conftest."""
     tried, lost = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
     for kind in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(kind, []):
