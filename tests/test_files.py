@@ -190,6 +190,18 @@ def test_rows_come_back_as_they_were_whatever_their_text(rows: list[dict], tmp_p
         assert [kept[str(number)] for number in range(len(rows))] == rows
 
 
+def test_sealed_rows_that_were_cut_at_a_line_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    (tmp_path / "page.html").write_text("before")
+    write_rows(path, [{"a": 1}, {"a": 2}])
+    seal(tmp_path, "*.jsonl")
+    (tmp_path / "page.html").write_text("after")  # what is not among them may change
+    assert read_rows(path, "run notebook 04 again") == [{"a": 1}, {"a": 2}]
+    path.write_text('{"a": 1}\n')
+    with pytest.raises(FileDamaged, match=r"rows\.jsonl is damaged: run notebook 04 again"):
+        read_rows(path, "run notebook 04 again")
+
+
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_file_is_named_with_what_to_do(how: str, tmp_path: Path) -> None:
     value, rows, table = (tmp_path / name for name in ("a.json", "a.jsonl", "a.csv"))

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import functools
 import math
+import os
 import re
 import shutil
 import sys
@@ -426,6 +427,22 @@ def test_a_resumed_sft_is_the_one_that_was_not_cut(cold: Trained, examples: list
     whole = sft(examples, tmp_path).model.state_dict()
     resumed = cold.policy.model.state_dict()
     assert all(torch.allclose(whole[name], resumed[name], atol=1e-6) for name in whole)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of files are POSIX")
+def test_a_disk_without_room_for_weights_is_told_as_other_errors_of_files_are(
+    examples: list[Example], tmp_path: Path
+) -> None:
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))  # a table has room, an adapter has none
+    try:
+        with pytest.raises(OSError, match="cannot be written"):
+            sft(examples, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sft(examples, tmp_path).name == "tiny"  # with room again it goes on
 
 
 def test_the_table_has_rewards_and_habits(reinforced: Trained) -> None:

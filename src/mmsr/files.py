@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 
 from mmsr.tools.base import USAGE, FatalToolError, ToolError, in_parallel
 
@@ -75,6 +76,15 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 
 
 @contextlib.contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """In this block weights are saved: safetensors' own error, as of a full disk, becomes an OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{folder} cannot be written ({error})") from error
+
+
+@contextlib.contextmanager
 def undamaged(path: Path, remedy: str) -> Iterator[None]:
     """In this block a file is read: where no sense can be made of it, FileDamaged is raised, with the remedy.
 
@@ -97,7 +107,10 @@ def read_json(path: Path, kind: Any, remedy: str) -> Any:
 
 
 def read_rows(path: Path, remedy: str, known: str | None = None) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, whose hash must be `known` if that is given. Raises as `undamaged` does."""
+    """The rows of a file of JSON lines, whose hash must be `known`, or the sealed one. Raises as `undamaged` does."""
+    sealed = path.parent / SEAL
+    if known is None and sealed.exists():
+        known = read_json(sealed, dict[str, str], remedy).get(path.name)
     with undamaged(path, remedy):
         if known is not None and sha256(path) != known:
             raise ValueError("another file than was written")
@@ -130,9 +143,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def seal(folder: Path) -> None:
-    """Keep the hashes of a folder's files, but for notes in Markdown, in a file beside them."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md" and path.name != SEAL)
+def seal(folder: Path, which: str = "*") -> None:
+    """Keep the hashes of a folder's files, or of `which`, but for notes in Markdown, in a file beside them."""
+    files = sorted(p for p in folder.rglob(which) if p.is_file() and p.suffix != ".md" and p.name != SEAL)
     write_json(folder / SEAL, {path.relative_to(folder).as_posix(): sha256(path) for path in files})
 
 

@@ -91,12 +91,12 @@ class Lab:
 
     def policy(self, stage: str = "") -> Policy:
         """The base, bare or with the adapter of "sft" or "grpo". Raises as `find_adapter` and `check_adapter` do."""
-        size, adapter = self.size, check_adapter(self.adapter(stage)) if stage else None
+        size, adapter = self.size, self.adapter(stage) if stage else None
         return load_policy(size.policy, adapter, size.revision, size.max_pixels, size.four_bit)
 
     def adapter(self, stage: str) -> Path:
-        """Where a stage's adapter lies: here, else in `adapters`. Raises FileNotFoundError, saying what to do."""
-        return find_adapter(stage, [self.folder, self.adapters])
+        """Where a stage's whole adapter lies: here, else in `adapters`. Raises as `find_adapter`, `check_adapter`."""
+        return check_adapter(find_adapter(stage, [self.folder, self.adapters]))
 
     def tools(self, policy: Policy) -> Tools:
         """The tools that `outside` names, the offline ones where it names none; an index is made by one process."""

@@ -20,7 +20,7 @@ from datasets import Value
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from mmsr.files import FileDamaged, check_seal, read_json, read_table, seal, undamaged, write_whole
+from mmsr.files import FileDamaged, check_seal, read_json, read_table, saving, seal, undamaged, write_whole
 from mmsr.policy import Policy, best_device, in_bf16, list_targets
 from mmsr.presets import Preset
 
@@ -181,8 +181,9 @@ def train(trainer: Trainer, policy: Policy, folder: Path) -> Policy:
     for weight in trainer.model.parameters():
         if weight.requires_grad:  # TRL makes LoRA bf16 on a 4-bit base, where small steps would leave no trace in it
             weight.data = weight.data.float()
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
-    save_adapter(trainer, folder / "adapter")
+    with saving(folder):
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
+        save_adapter(trainer, folder / "adapter")
     return Policy(trainer.model, policy.processor, policy.name)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from transformers.utils import cached_file, logging
 
+from mmsr.files import saving
 from mmsr.policy import TINY_DIR, list_targets
 from mmsr.runs import UsageError
 from mmsr.runs.ask import find_agent, load
@@ -36,11 +37,12 @@ def export(run: Path, to: Path, merge: bool) -> str:
     base, model = str(TINY_DIR) if size.policy == "tiny" else size.policy, policy.model
     base = str(Path(base).resolve()) if Path(base).is_dir() else base
     if merge:
-        model.merge_and_unload().save_pretrained(to)
+        model = model.merge_and_unload()
     else:
         list_targets(model)
         lora = model.peft_config["default"]
         lora.base_model_name_or_path, lora.revision = base, size.revision
+    with saving(to):
         model.save_pretrained(to)
     policy.tokenizer.save_pretrained(to)
     policy.processor.image_processor.save_pretrained(to)

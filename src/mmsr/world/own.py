@@ -12,6 +12,7 @@ sealed folder, there whole or not at all; its pictures stay where they were, for
 
 from __future__ import annotations
 
+import io
 import json
 import tempfile
 from dataclasses import asdict
@@ -39,7 +40,7 @@ SUFFIXES, WORKERS = (".jpg", ".jpeg", ".png", ".webp", ".gif"), 4  # of pictures
 def _given(path: Path, kind: type, key: str, fields: str) -> dict[str, Any]:
     """What the lines of a file give, by this field. Raises ValueError, naming the line, for what is wrong with one."""
     found, adapter = dict[str, Any](), TypeAdapter(kind)
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(io.BytesIO(path.read_bytes()), 1):
         try:
             row = json.loads(line)
             known = {"id": str(row.get("id", number)), "iso": row.get("file"), "section": ""}
