@@ -189,7 +189,7 @@ def test_what_cannot_be_asked_is_said(
 def test_a_file_that_is_too_large_is_not_read_whole(tmp_path: Path) -> None:
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(10**10)  # sparse
-    with pytest.raises(UsageError, match="more than 50 MB"):
+    with pytest.raises(UsageError, match="larger than 50 MB"):
         read_file(tmp_path / "large.png")
 
 

@@ -24,7 +24,7 @@ from mmsr.benchmarks.registry import training_questions
 from mmsr.data import Example, load_examples, save_examples, to_messages
 from mmsr.env import SearchEnv, Trajectory
 from mmsr.lab import open_tools
-from mmsr.policy import load_policy
+from mmsr.policy import TINY_DIR, load_policy
 from mmsr.presets import get_preset
 from mmsr.protocol import Answer, Turn, render_turn
 from mmsr.results import read_metrics
@@ -292,7 +292,7 @@ def test_grpo_refuses_weights_that_are_gathered_for_every_turn(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "sft" / "adapter").mkdir(parents=True)
+    shutil.copytree(TINY_DIR / "agent", tmp_path / "sft" / "adapter")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert cli.main(["grpo", "--run", str(tmp_path)]) == 2
