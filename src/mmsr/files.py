@@ -77,11 +77,11 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 
 @contextlib.contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """In this block weights are saved: safetensors' own error, as of a full disk, becomes an OSError."""
+    """In this block weights are saved, in training read back too: safetensors' own error becomes an OSError."""
     try:
         yield
     except SafetensorError as error:
-        raise OSError(f"{folder} cannot be written ({error})") from error
+        raise OSError(f"weights in {folder} cannot be written or read ({error})") from error
 
 
 @contextlib.contextmanager

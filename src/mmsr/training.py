@@ -34,8 +34,8 @@ class StepCSV(TrainerCallback):
     """Writes each step's logged numbers as a CSV row and shows a line of progress.
 
     The file is rewritten whole, so it is never half a table. A resumed run keeps the rows before its checkpoint, which
-    must all be there, else FileDamaged is raised, and goes on with its seconds; with its tokens too, `anew` where the
-    trainer counts them from nothing then, as TRL's for SFT does.
+    must all be there (else FileDamaged), and goes on counting seconds; tokens too, where the trainer counts them `anew`
+    after a resume, as TRL's does in SFT.
     """
 
     def __init__(self, path: Path, anew: bool = False):
