@@ -32,8 +32,8 @@ from mmsr.ablation import oracle
 from mmsr.data import Example, load_examples, save_examples, to_messages
 from mmsr.decode import Row
 from mmsr.env import STRANDED, SearchEnv
-from mmsr.files import SEAL, FileDamaged
-from mmsr.grpo import STEPS, Outage, first_and_last, kept_steps, train_grpo
+from mmsr.files import SEAL, FileDamaged, read_json
+from mmsr.grpo import LATEST, STEPS, Outage, first_and_last, kept_steps, train_grpo
 from mmsr.lab import open_tools
 from mmsr.live.limits import BudgetSpent
 from mmsr.policy import Policy, load_policy, put_on
@@ -213,6 +213,12 @@ def test_the_saved_adapter_is_the_trained_policy(reinforced: Trained) -> None:
     loaded = load_policy("tiny", adapter=reinforced.folder / "adapter")
     asked = [(QUESTIONS[0].scene().picture, [{"role": "user", "content": [{"type": "image"}]}])]
     assert loaded.generate(asked, 16) == reinforced.policy.generate(asked, 16)
+
+
+def test_an_episode_of_the_newest_step_is_left_for_who_watches(reinforced: Trained) -> None:
+    row = read_json(reinforced.folder / LATEST, dict, "")
+    asked = {question.id: question.text for question in QUESTIONS}
+    assert row["trajectory"]["turns"] and row["question"]["text"] == asked[row["trajectory"]["task_id"]]
 
 
 def test_adapters_are_kept_as_they_were_on_the_way(reinforced: Trained) -> None:

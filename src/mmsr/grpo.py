@@ -24,7 +24,7 @@ from trl import GRPOConfig
 
 from mmsr.decode import Row, spread
 from mmsr.env import Tools, Trajectory
-from mmsr.files import read_table
+from mmsr.files import read_table, write_json
 from mmsr.policy import Policy
 from mmsr.presets import Preset
 from mmsr.results import TOLERATED
@@ -33,10 +33,11 @@ from mmsr.rollout import Episode, Sampling, roll
 from mmsr.stats import Interval
 from mmsr.task import Asked, Task
 from mmsr.tools.base import FatalToolError
-from mmsr.training import StepCSV, quiet_trainers, save_adapter, train, training_arguments
+from mmsr.training import StepCSV, processes, quiet_trainers, save_adapter, train, training_arguments
 from mmsr.with_trl import EpisodeTrainer, adding
 
 CLIP = 0.2  # of a token's probability over what it was when it was drawn
+LATEST = "latest.json"  # an episode of the newest step
 KEPT = 4  # adapters per training run: validation says which of them is the agent (`Lab.choose`)
 STEPS = 5  # over which calls are counted: some hundred, so that one burst of failures is not yet a reason to stop
 
@@ -157,7 +158,7 @@ def train_grpo(
     """Train a policy that carries the SFT adapter, going on from the last checkpoint if there is one.
 
     The adapter lands in `folder/adapter`, those of `kept_steps` in `folder/kept/<step>`, one row per step in
-    `folder/grpo.csv`. Raises FatalToolError, as `Outage` does.
+    `folder/grpo.csv`, an episode of the newest in `folder/latest.json`. Raises FatalToolError, as `Outage` does.
     """
     quiet_trainers()
     by_id, sampling = {question.id: question for question in questions}, Sampling.of(preset, preset.temperature)
@@ -167,6 +168,9 @@ def train_grpo(
         tasks = {name: Task.of(by_id[name]) for name in dict.fromkeys(names)}  # only one step's pictures are in memory
         episodes = roll(policy, [tasks[name] for name in names], tools, preset.prompts, sampling, keys)
         outage.hear(episodes)
+        if processes().is_main_process:  # for whoever watches
+            row = {"question": by_id[names[0]].as_dict(), "trajectory": episodes[0].trajectory.as_dict()}
+            write_json(folder / LATEST, row)
         return episodes
 
     scored = {name: Task.of(question, pictured=False) for name, question in by_id.items()}

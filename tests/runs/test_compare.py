@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def test_a_difference_in_the_last_digit_or_the_interval_is_found(pair: tuple[Pat
     ]
 
 
+def by_name(shown: str) -> dict[str, list[str]]:
+    """The cells of a table's rows."""
+    return {name: rest.split() for name, rest in re.findall(r"^(\w+(?: − \w+)?) (.*)$", shown, re.M)}
+
+
 def test_table_shows_a_dash_for_what_is_missing(tmp_path: Path) -> None:
     values = {"eval/grpo/accuracy": Interval(0.875, 0.8, 0.925, 400), "eval/grpo/searches": 1.5}
     values |= {
@@ -40,12 +46,12 @@ def test_table_shows_a_dash_for_what_is_missing(tmp_path: Path) -> None:
         "ablation/whole/recall_at_1": Interval(0.02, 0.0, 0.05, 300),
     }
     record_metrics(tmp_path, values)
-    rows = {line.split()[0]: line.partition(" ")[2] for line in table(tmp_path).splitlines() if line}
+    rows = by_name(table(tmp_path))
     assert [name for name in rows if name in WORKFLOWS] == list(WORKFLOWS)
-    assert rows["grpo"].split() == ["87.5", "%", "[80.0,", "92.5]", "75.0", "%", "1.50", "–", "100.0", "%"]
-    assert rows["direct"].split() == ["–"] * 5
-    assert rows["whole"].split() == ["–", "2.0", "%", "[0.0,", "5.0]"]
-    assert rows["coordinates"].split() == ["–"] * 2
+    assert rows["grpo"] == ["87.5", "%", "[80.0,", "92.5]", "75.0", "%", "1.50", "–", "100.0", "%"]
+    assert rows["direct"] == ["–"] * 5
+    assert rows["whole"] == ["–", "2.0", "%", "[0.0,", "5.0]"]
+    assert rows["coordinates"] == ["–"] * 2
 
 
 def test_table_of_several_runs_shows_their_mean_and_range(tmp_path: Path) -> None:
@@ -55,11 +61,11 @@ def test_table_of_several_runs_shows_their_mean_and_range(tmp_path: Path) -> Non
         record_metrics(tmp_path / str(seed), values | ({"eval/sft/accuracy": 0.5} if seed else {}))
     shown = table(*(tmp_path / str(seed) for seed in range(3)))
     assert shown.startswith("3 runs: their mean [their lowest, their highest]\n")
-    rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line}
+    rows = by_name(shown)
     assert rows["grpo"] == ["60.0", "%", "[50.0,", "70.0]", "–", "2.00", "–", "–"]
     assert rows["sft"] == ["–"] * 5  # one of the runs has not measured it
-    assert rows["grpo-sft"] == ["+5.0", "[-5.0,", "+15.0]"]
-    assert rows["grpo-rag"] == ["–"]
+    assert rows["grpo − sft"] == ["+5.0", "[-5.0,", "+15.0]"]
+    assert rows["grpo − rag"] == ["–"]
 
 
 @pytest.mark.parametrize(("missing", "told"), [(0.05, ""), (0.125, " (12.5 % without a verdict)")])

@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from sample_run import write_run
+from sample_run import eval_rows, write_run
 
+from mmsr.files import write_json
+from mmsr.grpo import LATEST
 from mmsr.show import watch
 from mmsr.show.watch import progress, watching
 
@@ -28,24 +30,28 @@ class Shown:
 
 
 @pytest.mark.parametrize(("stage", "total"), [("sft", 1), ("grpo", 40)])
-def test_bar_and_curves_are_shown_as_rows_come_and_the_curves_go_at_the_end(
+def test_bar_curves_and_an_episode_are_shown_as_rows_come_and_the_bar_alone_stays(
     stage: str, total: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, places = write_run(tmp_path / "run"), [Shown(), Shown()]
+    run, places = write_run(tmp_path / "run"), [Shown(), Shown(), Shown()]
     waiting = iter(places)
     monkeypatch.setattr(watch, "get_ipython", lambda: "a shell")
     monkeypatch.setattr(watch, "display", lambda what, display_id: next(waiting))
     table = run / stage / f"{stage}.csv"
     lines = table.read_text().splitlines(keepends=True)
     table.unlink()
+    row = next(row for row in eval_rows(2) if row["workflow"] == "grpo")
+    write_json(run / "grpo" / LATEST, row)
     with watching(run, stage, total, every=0.01):
         for number in (3, len(lines)):
             places[1].changed.clear()
             table.write_text("".join(lines[:number]))
             assert places[1].changed.wait(60)
-    bars, curves = (place.seen for place in places)
+    bars, curves, episodes = (place.seen for place in places)
     assert len(bars) == 2 and "step 2" in bars[0].data and f"step {len(lines) - 1}" in bars[1].data
     assert all(isinstance(shown, Figure) for shown in curves[:2]) and curves[-1].data == ""
+    assert [bool(shown.data) for shown in episodes] == ([True, True, False] if stage == "grpo" else [False])
+    assert all(row["question"]["text"] in shown.data for shown in episodes[:-1])
 
 
 def test_progress_tells_the_share_and_the_minutes_left() -> None:

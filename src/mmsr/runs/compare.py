@@ -69,7 +69,7 @@ def tables(*run_dirs: Path) -> list[list[list[str]]]:
     for name in (*CROPS, *([DETECTOR] if f"ablation/{DETECTOR}/accuracy" in known else [])):
         crops.append([name, *(percent(known.get(f"ablation/{name}/{x}"), True) for x in ("accuracy", "recall_at_1"))])
     pairs = [["paired difference", "accuracy, points"]]
-    pairs += [[name, signed(known.get(f"paired/{name}/accuracy"), 100)] for name in PAIRS]
+    pairs += [[name.replace("-", " − "), signed(known.get(f"paired/{name}/accuracy"), 100)] for name in PAIRS]
     return [played, crops, pairs]
 
 
