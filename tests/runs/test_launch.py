@@ -23,6 +23,7 @@ from mmsr.ablation import oracle
 from mmsr.benchmarks.registry import training_questions
 from mmsr.data import Example, load_examples, save_examples, to_messages
 from mmsr.env import SearchEnv, Trajectory
+from mmsr.grpo import LATEST
 from mmsr.lab import open_tools
 from mmsr.policy import TINY_DIR, load_policy
 from mmsr.presets import get_preset
@@ -159,7 +160,7 @@ def test_processes_sample_different_rollouts(ranks: list[dict]) -> None:
 
 def test_grpo_writes_its_table_once(two: Path, ranks: list[dict]) -> None:
     assert [row["step"] for row in rows(two / "grpo/grpo.csv")] == [1, 2]
-    assert {path.name for path in (two / "grpo").iterdir()} == {"adapter", "checkpoints", "grpo.csv", "kept"}
+    assert {path.name for path in (two / "grpo").iterdir()} == {"adapter", "checkpoints", "grpo.csv", "kept", LATEST}
     recorded = ("reward_first", "reward_last", "searches_last", "chosen_step", "val/1/accuracy", "val/2/searches")
     assert {f"grpo/{name}" for name in recorded} <= set(read_metrics(two))
 
