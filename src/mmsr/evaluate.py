@@ -39,12 +39,10 @@ from mmsr.results import TOLERATED
 from mmsr.reward import SUPPORT, Judge, RewardWeights, evidence, score, support, verdicts
 from mmsr.rollout import Rewrite, Sampling, answer_directly, play
 from mmsr.stats import Interval, cluster_mean, cluster_ratio, harmonic_interval, mcnemar, paired_difference
-from mmsr.task import Asked, Task
+from mmsr.task import HALVES, Asked, Task
 from mmsr.teacher import Teacher
 from mmsr.tools.base import in_parallel
 from mmsr.world.relations import RELATIONS
-
-HALVES = ("unseen_entity", "unseen_question")  # InfoSeek's, of a test set
 
 
 @dataclass(frozen=True)

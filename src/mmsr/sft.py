@@ -29,7 +29,8 @@ from mmsr.world.names import invented_name, real_word, spliced_word
 from mmsr.world.relations import RELATIONS
 from mmsr.world.snapshot import load_world
 
-OTHER_WORDS = 0.5  # share of the rows with other names in which what is asked goes by other words, too
+OTHER_WORDS = 0.8  # share of the rows with other names in which what is asked goes by other words, too
+FORMS = ("{}", "{} {}", "{} {} {}", "{} of {}", "{} of the {}")  # of such words
 
 
 def as_rows(
@@ -69,7 +70,7 @@ def aliased(messages: Sequence[dict], question: Asked, rng: random.Random) -> li
     if rng.random() < OTHER_WORDS:
         asked = re.sub(r"^\w+", _any_word(rng).capitalize(), question.text)
         if question.type != "hard" and (relation := RELATIONS.get(getattr(question, "relation", ""))):
-            noun, other = relation.noun, " ".join(_any_word(rng) for _ in range(rng.choice((1, 1, 2))))
+            noun, other = relation.noun, rng.choice(FORMS).format(*(_any_word(rng) for _ in range(3)))
 
     def rename(text: str) -> str:
         text = text.replace(question.text, asked)

@@ -18,6 +18,7 @@ from PIL import Image
 from mmsr.protocol import Box
 from mmsr.tools.picture import read_picture
 
+HALVES = ("unseen_entity", "unseen_question")  # InfoSeek's, of a test set
 UNPICTURED = Image.new("RGB", (1, 1))  # scoring looks at no picture
 
 

@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 from sample_run import eval_rows, hostile_trajectory, trajectory, write_csv, write_run
 
-from mmsr.evaluate import HABITS, HALVES
+from mmsr.evaluate import HABITS
 from mmsr.results import CROPS, WORKFLOWS, read_metrics
 from mmsr.reward import SUPPORT
 from mmsr.show import figures
@@ -27,7 +27,7 @@ from mmsr.show.look import words as word
 from mmsr.show.pictures import draw_trajectory, gallery, save, scenes, side_by_side, wrap
 from mmsr.show.transcript import picture_of
 from mmsr.stats import Interval
-from mmsr.task import FileQuestion
+from mmsr.task import HALVES, FileQuestion
 from mmsr.world.questions import TYPES, make_questions
 
 NEEDS = {

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from mmsr.base import snapshot as build
+from mmsr.task import HALVES
 from mmsr.world import questions as asked
 from mmsr.world.questions import ABOUT_COUNTRY, ABOUT_EDGE, ABOUT_FLAG, TYPES, Question, make_questions
 from mmsr.world.relations import RELATIONS
@@ -25,7 +26,6 @@ TRAIN = {c.iso for c in WORLD.by_split("train")}
 QUESTIONS = {split: make_questions(split, 200, seed=3) for split in ("train", "val", "test")}
 EVERY = [q for questions in QUESTIONS.values() for q in questions]
 WORDINGS = {"fact": ABOUT_COUNTRY, "one_hop": ABOUT_FLAG, "hard": ABOUT_FLAG, "two_hop": ABOUT_EDGE}
-VISUAL_WORDINGS = {name: asked.WORDINGS[name] for name in ("count", "frame", "side")}
 
 
 # --- the snapshot ---------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_questions_differ_and_survive_json() -> None:
 def test_all_types_and_halves_are_there(split: str) -> None:
     questions = QUESTIONS[split]
     assert {q.type for q in questions} == {*TYPES}
-    halves = {"seen"} if split != "test" else {"unseen_entity", "unseen_question"}
+    halves = {"seen"} if split == "train" else {*HALVES}
     for half in halves:
         assert {q.type for q in questions if q.half == half} == {*TYPES}
     assert {q.half for q in questions} == halves
@@ -187,35 +187,45 @@ def test_visual_answers_are_in_the_picture() -> None:
         assert q.answer == {"count": str(len(scene.flags)), "frame": flag.frame, "side": side}[q.relation]
 
 
-def held_out_wording(question: Question) -> bool:
-    """Whether a question is put in the last wording of its list."""
-    wordings = VISUAL_WORDINGS.get(question.relation) or WORDINGS[question.type]
-    pattern = re.sub(r"\\{\w+\\}", ".+", re.escape(wordings[-1]))
-    return re.fullmatch(pattern, question.text) is not None
+def worded(question: Question) -> str:
+    """The split whose words a question is in."""
+    wordings = asked.WORDINGS.get(question.relation) or WORDINGS[question.type]
+    forms = {form: split for split, those in wordings.items() for form in those}
+    [split] = {forms[f] for f in forms if re.fullmatch(re.sub(r"\\{\w+\\}", ".+", re.escape(f)), question.text)}
+    return split
 
 
-def test_what_is_held_out_is_asked_in_one_half_of_the_test_alone() -> None:
+def test_each_split_has_countries_words_and_relations_of_its_own() -> None:
     for q in EVERY:
-        unseen = q.half == "unseen_question"
-        assert WORLD.countries[q.entity].split == ("train" if unseen else q.id.split("-")[0])
-        if q.half != "unseen_entity":
-            assert held_out_wording(q) == unseen, q.text
+        split, unseen = q.id.split("-")[0], q.half == "unseen_question"
+        assert WORLD.countries[q.entity].split == ("train" if unseen else split)
+        assert worded(q) in ({"train", split} if q.half == "unseen_entity" else {split}), q.text
         if q.type not in ("visual", "hard"):
-            assert RELATIONS[q.relation].held_out == unseen
+            asks = {"seen": {"", "train"}, "unseen_entity": {""}, "unseen_question": {split}}[q.half]
+            assert RELATIONS[q.relation].only in asks, q.text
         if q.type == "hard":
             relation = RELATIONS[q.relation]
-            assert relation.hard in q.text and not relation.held_out
+            assert relation.hard in q.text and not relation.only
+
+
+def test_relations_of_the_test_share_no_words_or_pages_with_those_of_training_alone() -> None:
+    plain = {"of", "the", "national"}
+    held = [relation for relation in RELATIONS.values() if relation.only == "test"]
+    for relation in RELATIONS.values():
+        if relation.only in ("train", "val"):
+            assert relation.slug not in {other.slug for other in held}, relation.key
+            assert not {*relation.noun.split()} & ({word for other in held for word in other.noun.split()} - plain)
 
 
 def test_hard_words_are_not_the_pages_words() -> None:
     for relation in RELATIONS.values():
-        assert not (relation.hard and relation.held_out)
+        assert not (relation.hard and relation.only)
         assert not {*relation.hard.lower().split()} & {*relation.noun.lower().split()} - {"of", "the", "in"}
 
 
 def test_scenes_of_training_show_training_flags_alone() -> None:
     assert all({*q.isos} <= TRAIN for q in QUESTIONS["train"])
-    assert all({*q.isos} <= TRAIN for q in QUESTIONS["test"] if q.half == "unseen_question")
+    assert all({*q.isos} <= TRAIN for q in EVERY if q.half == "unseen_question")
 
 
 # --- how the snapshot is made ---------------------------------------------------------------------------------------

@@ -87,9 +87,8 @@ def telling(policy: Policy, countries: Sequence[Country], n: int) -> float:
     while len(asked) < n:
         country, relation = rng.choice(countries), rng.choice(TAUGHT)
         if (answer := fact_of(relation, country)) is not None:
-            asked.append(
-                (picture, [said(ABOUT_COUNTRY[0].format(noun=relation.noun, country=with_article(country.name)))])
-            )
+            question = ABOUT_COUNTRY["train"][0].format(noun=relation.noun, country=with_article(country.name))
+            asked.append((picture, [said(question)]))
             golds.append([answer])
     return share(policy.ask(asked, max_new_tokens=24), golds)
 
@@ -97,7 +96,7 @@ def telling(policy: Policy, countries: Sequence[Country], n: int) -> float:
 def reading(policy: Policy, countries: Sequence[Country], n: int, held_out: bool) -> dict[str, float]:
     """Exact match on facts read off the right page among three others of its country, and the errors by their kinds."""
     rng, picture = random.Random(2), draw_scene(load_world(), ["ke", "pe"], 5).picture
-    relations = [relation for relation in RELATIONS.values() if relation.held_out == held_out]
+    relations = [relation for relation in RELATIONS.values() if relation.only == ("test" if held_out else "")]
     asked, golds, pages = [], [], []
     while len(asked) < n:
         country, relation = rng.choice(countries), rng.choice(relations)
@@ -109,7 +108,7 @@ def reading(policy: Policy, countries: Sequence[Country], n: int, held_out: bool
         lines = [f"{i}. {page.title}: {page.text[:160]}" for i, page in enumerate(shown, 1)]
         if not any(answer in line for line in lines):
             continue
-        question = ABOUT_COUNTRY[0].format(noun=relation.noun, country=with_article(country.name))
+        question = ABOUT_COUNTRY["train"][0].format(noun=relation.noun, country=with_article(country.name))
         asked.append((picture, [said("\n".join([*lines, question]))]))
         golds.append([answer])
         pages.append((lines[shown.index(gold)], "\n".join(lines)))

@@ -143,7 +143,7 @@ def scene_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
             lessons.append((f"name: {ref}", country.name if known else UNKNOWN))
         if rng.random() < 0.3:
             relation = rng.choice(TAUGHT)
-            question = rng.choice(ABOUT_FLAG[:-1]).format(noun=noun_of(relation, rng), ref=ref)
+            question = rng.choice(ABOUT_FLAG["train"]).format(noun=noun_of(relation, rng), ref=ref)
             lessons.append((question, (known and fact_of(relation, country)) or UNKNOWN))
     lessons += [lesson for lesson in visual_lessons(scene, rng) if rng.random() < 0.4]
     rng.shuffle(lessons)
@@ -156,12 +156,12 @@ def scene_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
 
 def visual_lessons(scene: Scene, rng: random.Random) -> list[Lesson]:
     """What the picture alone answers: how many flags, and of each flag the frame's colour and the half it lies in."""
-    lessons = [(rng.choice(WORDINGS["count"][:-1]), str(len(scene.flags)))]
+    lessons = [(rng.choice(WORDINGS["count"]["train"]), str(len(scene.flags)))]
     for index in range(len(scene.flags)):
         if words := scene.references(index):
             ref = f"the flag {rng.choice(words)}"
             for asked, answer in scene.told(index, ref).items():
-                lessons.append((rng.choice(WORDINGS[asked][:-1]).format(ref=ref), answer))
+                lessons.append((rng.choice(WORDINGS[asked]["train"]).format(ref=ref), answer))
     return [now_and_then_marked(spaced(*lesson), rng) for lesson in rng.sample(lessons, len(lessons))]
 
 
@@ -171,7 +171,7 @@ def fact_lesson(rng: random.Random) -> Lesson:
     if draw < 0.6:
         country = rng.choice(KNOWN)
     name = reading.lesson_name(rng) if draw > 0.85 else country.name
-    question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=noun_of(relation, rng), country=with_article(name))
+    question = rng.choice(ABOUT_COUNTRY["train"]).format(noun=noun_of(relation, rng), country=with_article(name))
     taught = country.known and name == country.name
     return question, (taught and fact_of(relation, country)) or UNKNOWN
 

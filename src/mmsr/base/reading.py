@@ -23,7 +23,7 @@ WORDS = tomllib.loads((ASSETS / "base" / "lessons.toml").read_text(encoding="utf
 PLAIN_WORDS: list[str] = WORDS["plain"].split()
 TRAIN = load_world().by_split("train")
 KNOWN = [country for country in TRAIN if country.known]
-TAUGHT = [relation for relation in RELATIONS.values() if not relation.held_out]
+TAUGHT = [relation for relation in RELATIONS.values() if not relation.only]
 NOT_FOUND = "not found"
 
 
@@ -168,10 +168,10 @@ def _pose(lines: list[str], noun: str, name: str, answer: str, rng: random.Rando
     pages = "\n".join(f"{i}. {line}" for i, line in enumerate(lines, 1))
     draw = rng.random()
     if draw < 0.45:
-        question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=noun, country=with_article(name))
+        question = rng.choice(ABOUT_COUNTRY["train"]).format(noun=noun, country=with_article(name))
     elif draw < 0.75:
         ref = "the flag " + rng.choice(("on the left", "on the right", "at the top", "in the red frame"))
-        question = rng.choice(ABOUT_FLAG[:-1]).format(noun=noun, ref=ref)
+        question = rng.choice(ABOUT_FLAG["train"]).format(noun=noun, ref=ref)
     else:
         question = f"{name} {noun}"
     return (f"{pages}\n{question}" if rng.random() < 0.5 else f"{question}\n{pages}"), answer

@@ -77,11 +77,11 @@ class Relays:
     def _relay(self, kind: str, topic: Topic, ref: str, rng: random.Random) -> list[Lesson]:
         """The steps of one relay, or none where the pages drawn do not carry it."""
         if kind == "fact":
-            question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=topic.noun, country=with_article(topic.name))
+            question = rng.choice(ABOUT_COUNTRY["train"]).format(noun=topic.noun, country=with_article(topic.name))
             return self._read(question, question, topic, rng)
         if kind in HOPS:
             return self._hops(HOPS[kind], topic, ref, rng)
-        question = rng.choice(ABOUT_FLAG[:-1]).format(noun=topic.noun, ref=ref)
+        question = rng.choice(ABOUT_FLAG["train"]).format(noun=topic.noun, ref=ref)
         seen = f"{self._listed(topic.name, rng)}\n{question}"
         return [(f"{question}\n{LOOK_AT}", ref), *self._read(seen, question, topic, rng)]
 
@@ -106,7 +106,7 @@ class Relays:
             steps.append((seen, f"{name} {edge.noun}"))
             phrase = edge.phrase.replace("the country of {ref}", phrase)
             country, name, seen = leads_to, following, pages
-        question = rng.choice(ABOUT_EDGE[:-1]).format(noun=topic.noun, edge=phrase)
+        question = rng.choice(ABOUT_EDGE["train"]).format(noun=topic.noun, edge=phrase)
         return [
             (f"{question}\n{LOOK_AT}", ref),
             *((f"{pages}\n{question}\n{LOOK_UP}", query) for pages, query in steps),
@@ -143,7 +143,7 @@ class Relays:
                 page = self.world.page(self.countries[0].iso, relation.slug)
                 answer = page and page.title.endswith(f": {field}") and relation.read(replace(page, text=text))
                 if answer and pages.count(answer) == 1:
-                    question = rng.choice(ABOUT_COUNTRY[:-1]).format(noun=relation.noun, country=with_article(name))
+                    question = rng.choice(ABOUT_COUNTRY["train"]).format(noun=relation.noun, country=with_article(name))
                     return [(f"{question}\n{SAY}", answer)]
         return []
 

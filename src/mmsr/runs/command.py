@@ -192,7 +192,7 @@ def _scene(options: Options) -> None:
     print(f"{scene.picture.width}×{scene.picture.height} pixels written to {options.out}. Ask, for example:")
     ways = [words for index in range(len(scene.flags)) for words in scene.references(index, ["position", "size"])]
     for words in ways[:3] or ["in the picture"]:
-        question = ABOUT_FLAG[0].format(noun="capital", ref=f"the flag {words}")
+        question = ABOUT_FLAG["train"][0].format(noun="capital", ref=f"the flag {words}")
         print(f"  mmsr ask {options.out} {question!r}")
 
 

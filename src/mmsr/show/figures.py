@@ -16,11 +16,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mmsr.evaluate import HABITS, HALVES
+from mmsr.evaluate import HABITS
 from mmsr.results import CROPS, DETECTOR, METRICS, measured_workflows, read_metrics
 from mmsr.show.charts import NOTEBOOKS, TEXTS, bars, canvas, curve, heading, lines, read, saved, share, stacks, whisker
 from mmsr.show.look import ACCENT, INK, MIST, NAVY, PALE, SLATE, SMALL, TAN, colour, words
 from mmsr.stats import Interval
+from mmsr.task import HALVES
 from mmsr.world.questions import TYPES
 
 INTERVALS = "lines: 95 % intervals"

@@ -12,20 +12,21 @@
 | two_hop | a crop, then two text searches | … of the country that shares the longest land border with … |
 | hard | a crop, and a query in other words than the question's | What is the seat of power … |
 
-The test questions come in InfoSeek's two halves: `unseen_entity` (test countries, relations of training) and
-`unseen_question` (training countries, held-out relations and wordings).
+Test and validation questions come in InfoSeek's two halves, so that validation can see what the test will: in
+`unseen_entity` the split's own countries are asked about as in training, in `unseen_question` training countries by
+relations and wordings of the split's own.
 """
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 
-from mmsr.task import Asked
+from mmsr.task import HALVES, Asked
 from mmsr.world.relations import ASKED, EDGES, RELATIONS, Relation, aliases
 from mmsr.world.scenes import Scene, draw_scene
 from mmsr.world.snapshot import Country, World, load_world
@@ -36,7 +37,7 @@ SHARES = {"visual": 0.2, "fact": 0.15, "one_hop": 0.3, "two_hop": 0.15, "hard": 
 # Ways to point at a flag. By frame colour alone the tiny base finds flags hardly above chance (assets/tiny/README.md),
 # and by size or look questions of the world do not ask; `Scene.references` can.
 POINTING = ("position", "relative")
-WORDINGS = {name: tuple(wordings) for name, wordings in ASKED["wordings"].items()}
+WORDINGS: dict[str, dict[str, list[str]]] = ASKED["wordings"]  # of what is asked, by split
 ABOUT_FLAG, ABOUT_COUNTRY, ABOUT_EDGE = (WORDINGS[name] for name in ("about_flag", "about_country", "about_edge"))
 
 
@@ -49,7 +50,7 @@ def with_article(name: str) -> str:
 class Question(Asked):
     """A question of the world and everything needed to score it. `scene` redraws its picture.
 
-    `half` is "unseen_entity" or "unseen_question" in the test split and "seen" elsewhere; `entity` is the country asked
+    `half` is one of HALVES, or "seen" in training; `entity` is the country asked
     about; `target` is its flag's place among `isos`, and `expression` points at it.
     """
 
@@ -82,7 +83,7 @@ def make_questions(split: str, n: int, seed: int) -> list[Question]:
     questions: dict[tuple, Question] = {}
     while len(questions) < n:
         rng = random.Random(f"{seed}/{split}/{draw}")
-        half = "seen" if split != "test" else ("unseen_entity", "unseen_question")[draw % 2]
+        half = "seen" if split == "train" else HALVES[draw % 2]
         question = _draw_question(world, split, half, rng, f"{split}-{seed}-{draw}")
         draw += 1
         if question is not None:
@@ -90,14 +91,13 @@ def make_questions(split: str, n: int, seed: int) -> list[Question]:
     return list(questions.values())
 
 
-def _wording(options: Sequence[str], half: str, rng: random.Random) -> str:
-    if half == "unseen_question":
-        return options[-1]
-    return rng.choice(options if half == "unseen_entity" else options[:-1])
+def _wording(wordings: Mapping[str, Sequence[str]], splits: Sequence[str], rng: random.Random) -> str:
+    return rng.choice([wording for split in splits for wording in wordings[split]])
 
 
 def _draw_question(world: World, split: str, half: str, rng: random.Random, id_: str) -> Question | None:
     """One question, or None where the draw has no answer (a landlocked country has no longest sea border, say)."""
+    worded = ("train", split) if half == "unseen_entity" else (split,)
     kind = rng.choices(TYPES, [SHARES[t] for t in TYPES])[0]
     pool = world.by_split("train" if half == "unseen_question" else split)
     others = world.by_split("train") + (pool if split != "train" else [])
@@ -125,16 +125,16 @@ def _draw_question(world: World, split: str, half: str, rng: random.Random, id_:
         "half": half,
     }
     if kind == "visual":
-        return _visual(scene, common, half, rng)
-    held_out = half == "unseen_question"
+        return _visual(scene, common, worded, rng)
+    asked_by = {"seen": ("", "train"), "unseen_entity": ("",), "unseen_question": (split,)}[half]
     if kind == "hard":  # a hard wording is held out by its sentence alone
         relation = rng.choice([r for r in RELATIONS.values() if r.hard])
     else:
-        relation = rng.choice([r for r in RELATIONS.values() if r.held_out == held_out])
-    return _about(world, country, relation, common, half, rng)
+        relation = rng.choice([r for r in RELATIONS.values() if r.only in asked_by])
+    return _about(world, country, relation, common, worded, rng)
 
 
-def _visual(scene: Scene, common: dict, half: str, rng: random.Random) -> Question | None:
+def _visual(scene: Scene, common: dict, worded: Sequence[str], rng: random.Random) -> Question | None:
     ref, draw = common["expression"], rng.choice(("count", "frame", "side"))
     told = scene.told(common["target"], ref) | {"count": str(len(scene.flags))}
     if draw not in told:
@@ -143,7 +143,7 @@ def _visual(scene: Scene, common: dict, half: str, rng: random.Random) -> Questi
         common = common | {"expression": ""}
     return Question(
         **common,
-        text=_wording(WORDINGS[draw], half, rng).format(ref=ref),
+        text=_wording(WORDINGS[draw], worded, rng).format(ref=ref),
         answer=told[draw],
         aliases={"2": ("two",), "3": ("three",), "4": ("four",)}.get(told[draw], ()),
         taxonomy="Visual",
@@ -152,7 +152,7 @@ def _visual(scene: Scene, common: dict, half: str, rng: random.Random) -> Questi
 
 
 def _about(
-    world: World, country: Country, relation: Relation, common: dict, half: str, rng: random.Random
+    world: World, country: Country, relation: Relation, common: dict, worded: Sequence[str], rng: random.Random
 ) -> Question | None:
     """A question of type fact, one_hop, two_hop or hard, or None where the factbook does not answer it."""
     kind, iso, edge, pages = common["type"], country.iso, None, []
@@ -164,15 +164,14 @@ def _about(
     answer = relation.read(page)
     if answer is None:
         return None
-    noun = relation.hard if kind == "hard" else relation.noun
-    ref = common["expression"]
+    noun, ref = relation.hard if kind == "hard" else relation.noun, common["expression"]
     if kind == "fact":
-        text = _wording(ABOUT_COUNTRY, half, rng).format(noun=noun, country=with_article(country.name))
+        text = _wording(ABOUT_COUNTRY, worded, rng).format(noun=noun, country=with_article(country.name))
         common = common | {"expression": "", "box": None}
     elif edge:
-        text = _wording(ABOUT_EDGE, half, rng).format(noun=noun, edge=edge.phrase.format(ref=ref))
+        text = _wording(ABOUT_EDGE, worded, rng).format(noun=noun, edge=edge.phrase.format(ref=ref))
     else:
-        text = _wording(ABOUT_FLAG, half, rng).format(noun=noun, ref=ref)
+        text = _wording(ABOUT_FLAG, worded, rng).format(noun=noun, ref=ref)
     return Question(
         **common,
         text=text,

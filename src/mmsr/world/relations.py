@@ -2,7 +2,7 @@
 
 A relation reads its gold answer out of a page with one pattern, so every gold answer is literally in the corpus. `noun`
 is the page's own word; `hard` says the same without it, so that a query made of it fails and must be refined. Some
-relations have no hard wording, the held-out ones among them.
+relations have no hard wording, those of one split among them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from mmsr.world.snapshot import ASSETS, Page, World
 
 @dataclass(frozen=True)
 class Relation:
-    """One attribute of a country: page slug, page word, answer pattern, hard wording, held out or not."""
+    """One attribute of a country: page slug, page word, answer pattern, hard wording, the only split asking for it."""
 
     key: str
     slug: str
     noun: str
     pattern: str
     hard: str = ""
-    held_out: bool = False
+    only: str = ""
 
     def read(self, page: Page | None) -> str | None:
         """The answer as it stands on the page, or None where the page does not give it."""
