@@ -149,7 +149,7 @@ class Lab:
 
     @functools.cached_property
     def validation(self) -> Sequence[Asked]:
-        """A few questions about validation countries, or about benchmark pictures that the cold start has not seen."""
+        """A few questions of the validation split, or about benchmark pictures that the cold start has not seen."""
         return self._drawn("val", self.size.validation_questions, self.seed)
 
     @functools.cached_property
