@@ -41,7 +41,7 @@ WRONG: dict[str, list[tuple[Any, str]]] = {
         (lambda ratio, advantage: False, "the gradient is cut"),
     ],
     "three gains": [({"a", "b", "c"}, "holds 0"), ({"a"}, "small gain")],
-    "rewording": [(0.0, "figure's difference")],
+    "trying again": [(0.0, "figure's difference")],
     "needless": [
         (lambda searches, known, kind: searches > 0, "not needless"),
         (lambda searches, known, kind: searches > 0 and known, "visual"),

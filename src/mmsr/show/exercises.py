@@ -133,9 +133,9 @@ def _gains(answer: set[str], run: Path) -> str:
     return "" if {*answer} == {"a", "c"} else "a small gain whose whole interval lies above 0 is a gain, too."
 
 
-def _rewords(answer: float, run: Path) -> str:
+def _tries_again(answer: float, run: Path) -> str:
     metrics = read_metrics(run)
-    before, after = (metrics[f"eval/{stage}/habit/rewords"].value for stage in ("sft", "grpo"))
+    before, after = (metrics[f"eval/{stage}/habit/tries_again"].value for stage in ("sft", "grpo"))
     return _number(answer, 100 * (after - before), 0.1, "It is the figure's difference after GRPO and after SFT.")
 
 
@@ -182,7 +182,7 @@ CHECKS: dict[str, Callable[[Any, Path], str]] = {
     "a wrong price": _price,
     "a clip": _clip,
     "three gains": _gains,
-    "rewording": _rewords,
+    "trying again": _tries_again,
     "needless": _needless,
     "two boxes": _iou,
     "a crop": _crop,
