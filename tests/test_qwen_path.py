@@ -14,6 +14,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import trl
@@ -35,6 +36,7 @@ from mmsr.results import read_metrics
 from mmsr.rollout import as_coordinates
 from mmsr.runs.runner import run
 from mmsr.sft import sft_config, train_sft
+from mmsr.show.watch import progress
 from mmsr.task import Task
 from mmsr.teacher import Teacher
 from mmsr.tools.ground import BaseGrounder
@@ -467,6 +469,7 @@ def test_sft_with_gradient_checkpointing_teaches_every_lora_weight(cold: tuple[P
     assert all(moved(load_file(folder / "adapter" / "adapter_model.safetensors"), {}))
     losses = [float(row["loss"]) for row in rows(folder / "sft.csv")]
     assert len(losses) == 4 and all(float(row["grad_norm"]) > 0 for row in rows(folder / "sft.csv"))
+    assert "100 %" in progress(pd.read_csv(folder / "sft.csv"), "epoch", 1)  # two epochs, as the live view counts them
 
 
 def learn(preset: Preset, cold: Path, folder: Path) -> tuple[Policy, dict[str, torch.Tensor]]:

@@ -49,6 +49,7 @@ def test_bar_curves_and_an_episode_are_shown_as_rows_come_and_the_bar_alone_stay
             assert places[1].changed.wait(60)
     bars, curves, episodes = (place.seen for place in places)
     assert len(bars) == 2 and "step 2" in bars[0].data and f"step {len(lines) - 1}" in bars[1].data
+    assert "100 %" in bars[1].data
     assert all(isinstance(shown, Figure) for shown in curves[:2]) and curves[-1].data == ""
     assert [bool(shown.data) for shown in episodes] == ([True, True, False] if stage == "grpo" else [False])
     assert all(row["question"]["text"] in shown.data for shown in episodes[:-1])

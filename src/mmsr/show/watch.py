@@ -31,8 +31,8 @@ PACE = 10  # rows over which it is measured
 
 
 @contextlib.contextmanager
-def watching(run: Path, stage: str, total: float, every: float = 15.0) -> Iterator[None]:
-    """Show the training of "sft" (`total` epochs) or "grpo" (`total` steps) in this block, updated `every` seconds.
+def watching(run: Path, stage: str, total: float = 1, every: float = 15.0) -> Iterator[None]:
+    """Show the training of "sft" (all its epochs) or "grpo" (`total` steps) in this block, updated `every` seconds.
 
     Outside a notebook nothing is shown.
     """
