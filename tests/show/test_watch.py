@@ -29,9 +29,9 @@ class Shown:
         self.changed.set()
 
 
-@pytest.mark.parametrize(("stage", "total"), [("sft", 1), ("grpo", 40)])
+@pytest.mark.parametrize(("stage", "total"), [("sft", {}), ("grpo", {"total": 40})])
 def test_bar_curves_and_an_episode_are_shown_as_rows_come_and_the_bar_alone_stays(
-    stage: str, total: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, total: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, places = write_run(tmp_path / "run"), [Shown(), Shown(), Shown()]
     waiting = iter(places)
@@ -42,7 +42,7 @@ def test_bar_curves_and_an_episode_are_shown_as_rows_come_and_the_bar_alone_stay
     table.unlink()
     row = next(row for row in eval_rows(2) if row["workflow"] == "grpo")
     write_json(run / "grpo" / LATEST, row)
-    with watching(run, stage, total, every=0.01):
+    with watching(run, stage, **total, every=0.01):
         for number in (3, len(lines)):
             places[1].changed.clear()
             table.write_text("".join(lines[:number]))
